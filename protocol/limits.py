@@ -1,0 +1,78 @@
+"""Every limit of the wire, each with its unit, and the relations between them.
+
+Values come from what trusted systems use and from measurements; `docs/protocol.md` repeats them for implementers, and a
+test holds the two together.
+"""
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+
+# --- messages -----------------------------------------------------------------------------------------------------
+MESSAGE_BYTES: Final = 512 * KIB
+MESSAGE_BEFORE_LOGIN_BYTES: Final = 8 * KIB
+STRING_BYTES: Final = 4 * KIB
+IDENTIFIER_CHARACTERS: Final = 128
+NAME_CHARACTERS: Final = 64
+TEXT_CHARACTERS: Final = 1024
+LIST_ITEMS: Final = 4_096
+MAP_ITEMS: Final = 64
+NESTING_DEPTH: Final = 8
+TARGETS_PER_SYNC: Final = 2_000
+DEVICES_PER_PAGE: Final = 250
+ROWS_PER_PAGE: Final = 200
+INVENTORY_PROGRAMS: Final = 4_096
+
+# --- objects and chunks -------------------------------------------------------------------------------------------
+OBJECT_BYTES: Final = 4 * GIB
+CHUNK_MINIMUM_BYTES: Final = 4 * KIB
+CHUNK_AVERAGE_BYTES: Final = 16 * KIB
+CHUNK_MAXIMUM_BYTES: Final = 64 * KIB
+SMALL_OBJECT_BYTES: Final = 128 * MIB  # up to here the three sizes above hold; they double with every doubling
+CHUNK_SIZE_DOUBLINGS: Final = 2
+MANIFEST_ENTRIES: Final = 300_000
+MANIFEST_ENTRY_BYTES: Final = 40  # 32 digest, 4 raw size, 4 stored size
+MANIFEST_PAGE_ENTRIES: Final = 4_096
+WANT_RUNS: Final = 1_024
+
+# --- transfer -----------------------------------------------------------------------------------------------------
+FRAME_BYTES: Final = 256 * KIB  # pack bytes in one `chunks` message
+WINDOW_FIRST_FRAMES: Final = 2
+WINDOW_LARGEST_FRAMES: Final = 16
+WINDOW_GROWS_BELOW_SECONDS: Final = 2.0  # data in flight at the measured rate
+
+# --- queues -------------------------------------------------------------------------------------------------------
+OUTBOUND_CONTROL_MESSAGES: Final = 64
+INBOUND_MESSAGES: Final = 4
+REQUESTS_UNDER_WAY: Final = 16
+
+# --- time ---------------------------------------------------------------------------------------------------------
+OPENING_SECONDS: Final = 5.0
+LOGIN_SECONDS: Final = 5.0
+PING_EVERY_SECONDS: Final = 25.0
+HEARD_WITHIN_SECONDS: Final = 10.0
+SEND_SECONDS: Final = 20.0
+DEVICE_CHANGES_EVERY_SECONDS: Final = 0.25
+SYNC_UPDATES_EVERY_SECONDS: Final = 0.5
+PRESENCE_GRACE_SECONDS: Final = 5.0
+RECONNECT_FIRST_SECONDS: Final = 1.0
+RECONNECT_LARGEST_SECONDS: Final = 60.0
+
+# --- keys ---------------------------------------------------------------------------------------------------------
+NONCE_BYTES: Final = 32
+KEY_BYTES: Final = 32
+SIGNATURE_BYTES: Final = 64
+DIGEST_BYTES: Final = 32
+
+assert CHUNK_MINIMUM_BYTES <= CHUNK_AVERAGE_BYTES <= CHUNK_MAXIMUM_BYTES
+assert CHUNK_MAXIMUM_BYTES << CHUNK_SIZE_DOUBLINGS <= FRAME_BYTES, "one chunk always fits one frame"
+assert FRAME_BYTES + STRING_BYTES <= MESSAGE_BYTES
+assert MANIFEST_PAGE_ENTRIES * MANIFEST_ENTRY_BYTES + STRING_BYTES <= MESSAGE_BYTES
+assert OBJECT_BYTES // (CHUNK_MINIMUM_BYTES << CHUNK_SIZE_DOUBLINGS) <= MANIFEST_ENTRIES
+assert SMALL_OBJECT_BYTES // CHUNK_MINIMUM_BYTES <= MANIFEST_ENTRIES
+assert MESSAGE_BEFORE_LOGIN_BYTES <= MESSAGE_BYTES
+assert WINDOW_FIRST_FRAMES <= WINDOW_LARGEST_FRAMES
+assert TARGETS_PER_SYNC <= LIST_ITEMS
+assert PING_EVERY_SECONDS + HEARD_WITHIN_SECONDS <= 37
