@@ -22,8 +22,8 @@ from typing import ClassVar
 class LockstepError(Exception):
     """Root of every error Lockstep raises on purpose.
 
-    `code` is one of the codes listed in `docs/protocol.md`; `message` is one sentence for people; `hint` says what to do
-    next and may be empty.
+    `code` is one of the codes listed in `docs/protocol.md`; `message` is one sentence for people; `hint` says what
+    to do next and may be empty.
     """
 
     default_code: ClassVar[str] = "internal"

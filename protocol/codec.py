@@ -1,0 +1,83 @@
+"""Message <-> bytes: one msgpack map with a `kind`, every field checked (msgpack specification, 2013 revision).
+
+Sizes are bounded before anything is built: the WebSocket bounds the message, `unpackb` bounds each container, `_check`
+bounds depth and the number of items in the whole message, and `msgspec.convert` checks every field's type and limit.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+import msgpack
+import msgspec
+
+from protocol import limits
+from protocol.errors import ProtocolError
+from protocol.messages import BY_KIND, AnyMessage, Message
+
+ITEMS_IN_ONE_MESSAGE: Final = 64 * limits.LIST_ITEMS
+
+
+def encode(message: Message) -> bytes:
+    """Return the bytes of `message`, at most `limits.MESSAGE_BYTES` long."""
+    data: bytes = msgpack.packb(msgspec.to_builtins(message, builtin_types=(bytes,)))
+    assert len(data) <= limits.MESSAGE_BYTES, f"{type(message).__name__} of {len(data)} bytes"
+    return data
+
+
+def decode(data: bytes | str, *, limit_bytes: int = limits.MESSAGE_BYTES) -> AnyMessage:
+    """Return the message in `data`. Raises ProtocolError with what is wrong; the text never repeats the data itself."""
+    if isinstance(data, str):
+        raise ProtocolError("A text message arrived; lockstep.v1 uses binary messages only.", code="text-message")
+    if len(data) > limit_bytes:
+        raise ProtocolError(f"A message of {len(data)} bytes is over the limit of {limit_bytes}.", code="too-large")
+    fields = _unpack(data)
+    message_class = BY_KIND.get(fields.get("kind", ""))
+    if message_class is None:
+        raise ProtocolError(f"Unknown message kind {str(fields.get('kind'))[:40]!r}.", code="unknown-kind")
+    try:
+        message: AnyMessage = msgspec.convert(fields, message_class)  # type: ignore[assignment]
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise ProtocolError(f"A {fields['kind']} message is wrong: {error}.", code="bad-field") from None
+    return message
+
+
+def _unpack(data: bytes) -> dict[str, Any]:
+    try:
+        value = msgpack.unpackb(
+            data,
+            raw=False,
+            strict_map_key=True,
+            max_str_len=limits.STRING_BYTES,
+            max_bin_len=limits.FRAME_BYTES,
+            max_array_len=limits.LIST_ITEMS,
+            max_map_len=limits.MAP_ITEMS,
+            max_ext_len=0,
+        )
+    except (ValueError, RecursionError) as error:  # msgpack's errors, all of them ValueErrors
+        raise ProtocolError(f"A message is not well-formed msgpack: {str(error)[:120]}", code="bad-msgpack") from None
+    if not isinstance(value, dict):
+        raise ProtocolError("A message is not a msgpack map.", code="bad-msgpack")
+    _check_nesting(value)
+    kind = value.get("kind")
+    if not isinstance(kind, str):
+        raise ProtocolError("A message has no kind.", code="bad-msgpack")
+    return value
+
+
+def _check_nesting(value: Any) -> None:
+    """Refuse a message that is deeper or has more items than any real one, level by level, without recursion."""
+    level: list[Any] = [value]
+    items = 0
+    for _ in range(limits.NESTING_DEPTH):
+        children = [child for container in level for child in _children(container)]
+        items += len(children)
+        if items > ITEMS_IN_ONE_MESSAGE:
+            raise ProtocolError(f"A message has more than {ITEMS_IN_ONE_MESSAGE} items.", code="too-large")
+        level = [child for child in children if isinstance(child, (dict, list))]
+        if not level:
+            return
+    raise ProtocolError(f"A message is nested deeper than {limits.NESTING_DEPTH} levels.", code="bad-msgpack")
+
+
+def _children(container: Any) -> Iterable[Any]:
+    return container.values() if isinstance(container, dict) else container
