@@ -4,6 +4,7 @@ Sizes are bounded before anything is built: the WebSocket bounds the message, `u
 bounds depth and the number of items in the whole message, and `msgspec.convert` checks every field's type and limit.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ from protocol.errors import ProtocolError
 from protocol.messages import BY_KIND, AnyMessage, Message
 
 ITEMS_IN_ONE_MESSAGE: Final = 64 * limits.LIST_ITEMS
+_REPEATED_VALUE: Final = re.compile(r"(Invalid enum value) ['\"].*['\"]", re.DOTALL)
 
 
 def encode(message: Message) -> bytes:
@@ -35,9 +37,11 @@ def decode(data: bytes | str, *, limit_bytes: int = limits.MESSAGE_BYTES) -> Any
     if message_class is None:
         raise ProtocolError(f"Unknown message kind {str(fields.get('kind'))[:40]!r}.", code="unknown-kind")
     try:
-        message: AnyMessage = msgspec.convert(fields, message_class)  # type: ignore[assignment]
+        # With bytes as a built-in type a text never passes for binary; msgspec would read it as base64 otherwise.
+        message: AnyMessage = msgspec.convert(fields, message_class, builtin_types=(bytes,))  # type: ignore[assignment]
     except (msgspec.ValidationError, RecursionError) as error:
-        raise ProtocolError(f"A {fields['kind']} message is wrong: {error}.", code="bad-field") from None
+        why = _REPEATED_VALUE.sub(r"\1", str(error))
+        raise ProtocolError(f"A {fields['kind']} message is wrong: {why}.", code="bad-field") from None
     return message
 
 
