@@ -4,7 +4,7 @@ Used by the hub, which holds the truth, by the terminal, which reports, and by t
 changes.
 """
 
-from enum import Enum, StrEnum
+from enum import Flag, StrEnum, auto
 from typing import Final
 
 
@@ -25,29 +25,32 @@ class State(StrEnum):
     FAILED = "failed"
 
 
-class Mover(Enum):
-    """Who moves a delivery."""
+class Mover(Flag):
+    """Who moves a delivery; a move may be open to both."""
 
-    HUB = "hub"
-    TERMINAL = "terminal"
+    HUB = auto()
+    TERMINAL = auto()
 
 
 _HUB_ENDS: Final = {State.CANCELLED: Mover.HUB, State.SUPERSEDED: Mover.HUB, State.DENIED: Mover.HUB}
 
 # From each state: the states it may move to, and who moves it there. `QUEUED` is where a delivery returns to when its
 # terminal goes away; an interrupted `INSTALLING` is offered again only after the terminal has reported what it found.
+# That report, good or bad, is kept on the terminal's disk: after a reconnect it meets the delivery `QUEUED`, or already
+# `OFFERED` when the hub looked first. A terminal that has the installer already reports an offer done at once.
 MOVES: Final[dict[State, dict[State, Mover]]] = {
     State.QUEUED: {
         State.OFFERED: Mover.HUB,
         State.SAME: Mover.HUB,
         State.NO_MATCH: Mover.HUB,
-        State.FAILED: Mover.HUB,
+        State.FAILED: Mover.HUB | Mover.TERMINAL,
         State.DONE: Mover.TERMINAL,
         **_HUB_ENDS,
     },
     State.OFFERED: {
         State.DOWNLOADING: Mover.TERMINAL,
         State.VERIFYING: Mover.TERMINAL,
+        State.DONE: Mover.TERMINAL,
         State.FAILED: Mover.TERMINAL,
         State.QUEUED: Mover.HUB,
         **_HUB_ENDS,
@@ -78,7 +81,7 @@ CANCELLABLE: Final[frozenset[State]] = frozenset(state for state in MOVES if Sta
 
 def may_move(before: State, after: State, mover: Mover) -> bool:
     """Return whether `mover` may move a delivery from `before` to `after`."""
-    return MOVES.get(before, {}).get(after) is mover
+    return mover in MOVES.get(before, {}).get(after, Mover(0))
 
 
 def outcome_of(counts: dict[str, int]) -> str:
