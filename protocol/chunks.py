@@ -41,10 +41,16 @@ def chunking_for(size: int) -> Chunking:
 
 
 def cut(stream: BinaryIO, chunking: Chunking) -> Iterator[bytes]:
-    """Yield the chunks of `stream` in order. Raises TransferError for an algorithm this side does not know."""
+    """Yield the chunks of `stream` in order. Raises TransferError for an algorithm or sizes this side cannot cut by."""
     if chunking.algorithm != ALGORITHM:
         raise TransferError(f"Unknown chunking algorithm {chunking.algorithm!r}; this side knows {ALGORITHM!r}.")
-    cutter = FastCDC(chunking.average, min_size=chunking.minimum, max_size=chunking.maximum)
+    sizes = (chunking.minimum, chunking.average, chunking.maximum)
+    if chunking.maximum > limits.FRAME_BYTES:
+        raise TransferError(f"Chunk sizes {sizes} are wrong: one chunk must fit a frame of {limits.FRAME_BYTES} bytes.")
+    try:
+        cutter = FastCDC(chunking.average, min_size=chunking.minimum, max_size=chunking.maximum)
+    except ValueError as error:  # an offer's sizes are the peer's word
+        raise TransferError(f"Chunk sizes {sizes} are wrong: {error}.") from None
     for chunk in cutter.cut_stream(stream):
         yield bytes(chunk.data)
 
