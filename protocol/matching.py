@@ -391,7 +391,7 @@ def _glob_matches(name: str, glob: str) -> bool:
 
 def _model_rank(device: DeviceInfo, judged: Judged) -> int:
     models = judged.candidate.selector.models
-    return max(_model_specificity(device, models), 0) if models else 0
+    return _model_specificity(device, models) if models else 0
 
 
 def _exact_model_rank(device: DeviceInfo, judged: Judged) -> bool:
