@@ -1,4 +1,79 @@
-"""Inspectors: one file per installer format, path -> the facts read from the file's own header.
+"""Inspectors: an installer file -> the facts its own header gives.
 
-`inspect` recognises the format by its first bytes and names, and hands the file to that format's reader.
+One file per format (`deb`, `apk`, `wheel`); this one recognises the format by the file's first bytes and its members,
+never by its name, and is the border at which every foreign exception becomes a BadFileError. Nothing here runs, unpacks
+to disk or verifies an installer, and no file is read whole: only directories and manifests, each with a bound.
 """
+
+import stat
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from hub.inspectors import apk, deb, wheel, zips
+from hub.records import InstallerFacts
+from protocol.errors import BadFileError
+from protocol.limits import IDENTIFIER_CHARACTERS, NAME_CHARACTERS, OBJECT_BYTES, TEXT_CHARACTERS
+
+__all__ = ["inspect"]
+
+DAMAGED_HINT: Final = "Get the file again from where it was built and compare its SHA-256."
+UNKNOWN_HINT: Final = "Lockstep reads Debian packages (.deb), Android packages (.apk) and Python wheels (.whl)."
+
+
+def inspect(path: Path, name: str = "") -> InstallerFacts:
+    """Return the facts the header of the installer at `path` gives.
+
+    `name` is the file's original name where `path` is a stored copy; only a wheel needs it. Raises BadFileError, and
+    nothing else, for a file that is missing, not a file, empty, unreadable, damaged, cut off or of an unknown format.
+    """
+    shown = name or path.name or str(path)
+    try:
+        with _open(path) as file:
+            return _checked(_read_facts(file, shown))
+    except BadFileError as error:
+        raise BadFileError(f"{shown}: {error.message}", hint=error.hint or DAMAGED_HINT) from error
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise BadFileError(f"{shown}: it cannot be read ({reason}).", hint="Check the path and its rights.") from error
+    except Exception as error:
+        raise BadFileError(f"{shown}: it is damaged ({type(error).__name__}).", hint=DAMAGED_HINT) from error
+
+
+def _open(path: Path) -> BinaryIO:
+    """Open a plain file; anything else could block for ever, as a pipe does."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise BadFileError("it is not a file.", hint="Give the path of one installer file.")
+    return path.open("rb")
+
+
+def _read_facts(file: BinaryIO, file_name: str) -> InstallerFacts:
+    size = file.seek(0, 2)
+    if size == 0:
+        raise BadFileError("it is empty.")
+    if size > OBJECT_BYTES:
+        raise BadFileError(
+            f"it has {size} bytes, and at most {OBJECT_BYTES} are taken.", hint="Build a smaller installer."
+        )
+    file.seek(0)
+    start = file.read(len(deb.SIGNATURE))
+    if start == deb.SIGNATURE:
+        return deb.read_facts(file, size)
+    if not start.startswith(zips.LOCAL_SIGNATURE):
+        raise BadFileError("it is of no installer format known here.", hint=UNKNOWN_HINT)
+    archive = zips.Archive.open(file, size)
+    is_apk, is_wheel = apk.MANIFEST in archive.members, wheel.is_wheel(archive)
+    if is_apk == is_wheel:
+        fault = "it is an Android package and a wheel at once." if is_apk else "it is a zip archive but no installer."
+        raise BadFileError(fault, hint=UNKNOWN_HINT)
+    return apk.read_facts(archive) if is_apk else wheel.read_facts(archive, file_name)
+
+
+def _checked(facts: InstallerFacts) -> InstallerFacts:
+    """Refuse what the wire could not carry: a header may be sound and still absurd."""
+    if len(facts.package_name) > IDENTIFIER_CHARACTERS:
+        raise BadFileError(f"its package name has more than {IDENTIFIER_CHARACTERS} characters.")
+    if len(facts.version) > NAME_CHARACTERS or not facts.version.isprintable():
+        raise BadFileError(f"its version {facts.version[:60]!r} is no line of at most {NAME_CHARACTERS} characters.")
+    if len(facts.title) > TEXT_CHARACTERS or not facts.title.isprintable():
+        raise BadFileError(f"its title {facts.title[:60]!r} is no line of at most {TEXT_CHARACTERS} characters.")
+    return facts
