@@ -1,0 +1,685 @@
+"""The inspectors against real installers, against other readers of the same formats, and against damage and malice.
+
+The demonstration's installers are made by the formats' own tools; what those tools do not make (bombs, contradictions)
+is built here by hand.
+"""
+
+import gzip
+import io
+import logging
+import lzma
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hub.inspectors import apk, axml, deb, inspect, wheel, zips
+from hub.records import InstallerFacts
+from protocol.device import DeviceInfo
+from protocol.errors import BadFileError
+from protocol.limits import OBJECT_BYTES
+from protocol.matching import Selector
+
+DEMO = Path(__file__).parents[2] / "hub" / "demo"
+DEB = DEMO / "installers" / "hello-lockstep_1.0.0-1_all.deb"
+APK = DEMO / "installers" / "hello-lockstep-1.0.0.apk"
+TV_APK = DEMO / "installers" / "hello-lockstep-tv-1.0.0.apk"
+WHEEL = DEMO / "installers" / "hello_lockstep-1.0.0-py3-none-any.whl"
+INSTALLERS = (DEB, APK, TV_APK, WHEEL)
+FRAMEWORK = Path("/usr/share/android-framework-res/framework-res.apk")
+PURE_TAG = "py3-none-any"
+
+needs_dpkg = pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="dpkg-deb is not installed")
+needs_aapt = pytest.mark.skipif(not shutil.which("aapt"), reason="aapt is not installed")
+needs_apksigner = pytest.mark.skipif(
+    not (shutil.which("apksigner") and shutil.which("keytool")), reason="apksigner and keytool are not installed"
+)
+needs_aapt2 = pytest.mark.skipif(
+    not (shutil.which("aapt2") and FRAMEWORK.exists()), reason="aapt2 and android-framework-res are not installed"
+)
+
+
+def run(*command: str | Path) -> str:
+    return subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+def refused(path: Path, name: str = "") -> BadFileError:
+    with pytest.raises(BadFileError) as caught:
+        inspect(path, name)
+    assert caught.value.message.startswith(f"{name or path.name}: ")
+    assert caught.value.message.endswith(".")
+    assert caught.value.hint
+    return caught.value
+
+
+# --- building files by hand -----------------------------------------------------------------------------------------
+Save = Callable[[bytes], Path]
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Save:
+    """Write bytes to a file and return its path."""
+
+    def write(content: bytes) -> Path:
+        path = tmp_path / "installer"
+        path.write_bytes(content)
+        return path
+
+    return write
+
+
+def ar(*members: tuple[str, bytes]) -> bytes:
+    def member(name: str, body: bytes) -> bytes:
+        header = f"{name:<16}{0:<12}{0:<6}{0:<6}{'100644':<8}{len(body):<10}`\n".encode()
+        return header + body + b"\n" * (len(body) % 2)
+
+    return deb.SIGNATURE + b"".join(member(name, body) for name, body in members)
+
+
+def control_tar(text: str, name: str = "./control") -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("./"))
+        info = tarfile.TarInfo(name)
+        info.size = len(text.encode())
+        archive.addfile(info, io.BytesIO(text.encode()))
+    return buffer.getvalue()
+
+
+def a_deb(text: str, suffix: str = "", pack: Callable[[bytes], bytes] = bytes) -> bytes:
+    control = pack(control_tar(text))
+    return ar(("debian-binary", b"2.0\n"), (f"control.tar{suffix}", control), ("data.tar", b"\0" * 1024))
+
+
+def control(package: str = "hello", version: str = "1.0", architecture: str = "all", more: str = "") -> str:
+    return f"Package: {package}\nVersion: {version}\nArchitecture: {architecture}\n{more}"
+
+
+def a_zip(members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def a_wheel(tags: list[str], metadata: bytes = b"Metadata-Version: 2.1\nName: Hello.Wheel\nVersion: 1.0\n") -> bytes:
+    wheel_file = "Wheel-Version: 1.0\n" + "".join(f"Tag: {tag}\n" for tag in tags)
+    folder = "hello_wheel-1.0.dist-info"
+    return a_zip({f"{folder}/METADATA": metadata, f"{folder}/WHEEL": wheel_file.encode()})
+
+
+def a_manifest(attributes: str = "", body: str = "", sdk: str = '<uses-sdk android:minSdkVersion="24"/>') -> str:
+    return (
+        '<manifest xmlns:android="http://schemas.android.com/apk/res/android" package="org.example.made"'
+        f" {attributes}>{sdk}{body}</manifest>"
+    )
+
+
+@pytest.fixture
+def link(tmp_path: Path) -> Callable[..., Path]:
+    """Compile a manifest in text with aapt2, add members, and return the unsigned APK."""
+
+    def build(manifest: str, members: tuple[str, ...] = ()) -> Path:
+        source, linked = tmp_path / "AndroidManifest.xml", tmp_path / "made.apk"
+        source.write_text(manifest)
+        run("aapt2", "link", "-I", FRAMEWORK, "--manifest", source, "-o", linked)
+        with zipfile.ZipFile(linked, "a") as archive:
+            for name in members:
+                archive.writestr(name, b"")
+        return linked
+
+    return build
+
+
+# --- the demonstration's installers ---------------------------------------------------------------------------------
+def test_the_demonstration_deb_gives_its_facts() -> None:
+    assert inspect(DEB) == InstallerFacts(
+        package_name="hello-lockstep",
+        title="Lockstep Hello",
+        version="1.0.0-1",
+        release="1.0.0",
+        kind="deb",
+        selector=Selector(os_types=("linux",)),
+    )
+
+
+def test_the_demonstration_apk_gives_its_facts() -> None:
+    facts = inspect(APK)
+    assert re.fullmatch("[0-9a-f]{64}", facts.signer_digest)
+    assert facts == InstallerFacts(
+        package_name="org.lockstep.hello",
+        title="Lockstep Hello",
+        version="1.0.0",
+        release="1.0.0",
+        kind="apk",
+        package_version_code=1,
+        signer_digest=facts.signer_digest,
+        selector=Selector(
+            os_types=("android",), api_level_minimum=24, features_required=("android.hardware.touchscreen",)
+        ),
+    )
+
+
+def test_the_apk_for_televisions_differs_only_in_what_it_asks_of_a_device() -> None:
+    selector = Selector(
+        os_types=("android",),
+        api_level_minimum=24,
+        form_factors=("tv",),
+        features_required=("android.software.leanback",),
+    )
+    assert inspect(TV_APK) == msgspec.structs.replace(inspect(APK), selector=selector)
+
+
+def test_the_demonstration_wheel_gives_its_facts() -> None:
+    assert inspect(WHEEL) == InstallerFacts(
+        package_name="hello-lockstep",
+        title="hello-lockstep",
+        version="1.0.0",
+        release="1.0.0",
+        kind="wheel",
+        selector=Selector(os_types=("linux", "macos", "windows")),
+    )
+
+
+def test_the_demonstration_stays_small() -> None:
+    assert sum(path.stat().st_size for path in INSTALLERS) < 100_000
+
+
+@pytest.mark.parametrize("device", ["phone", "tv", "tablet", "car", "pc"])
+def test_each_demonstration_device_loads(device: str) -> None:
+    with (DEMO / "devices" / f"{device}.toml").open("rb") as file:
+        info = msgspec.convert(tomllib.load(file), DeviceInfo, strict=False)
+    assert info.form_factor == device
+    assert info.installer_kinds
+
+
+@pytest.mark.parametrize("path", INSTALLERS, ids=lambda path: path.suffix)
+def test_a_stored_copy_gives_the_same_facts_under_its_original_name(path: Path, save: Save) -> None:
+    assert inspect(save(path.read_bytes()), path.name) == inspect(path)
+
+
+# --- other readers of the same files --------------------------------------------------------------------------------
+@needs_dpkg
+def test_dpkg_reads_the_same_from_the_deb() -> None:
+    facts = inspect(DEB)
+    fields = [facts.package_name, facts.version, "all"]
+    assert run("dpkg-deb", "--show", "--showformat=${Package}\n${Version}\n${Architecture}", DEB).split() == fields
+
+
+@needs_dpkg
+@pytest.mark.parametrize("packing", ["gzip", "xz", "none"])
+def test_every_packing_dpkg_offers_is_read(packing: str, tmp_path: Path) -> None:
+    (tmp_path / "tree" / "DEBIAN").mkdir(parents=True)
+    (tmp_path / "tree" / "DEBIAN" / "control").write_text(
+        control("made", "2:1.5~rc1-3", "arm64", "Maintainer: A <a@example.org>\nDescription: Made\n here\n")
+    )
+    path = tmp_path / "made.deb"
+    run("dpkg-deb", "--root-owner-group", "--uniform-compression", f"-Z{packing}", "--build", tmp_path / "tree", path)
+    facts = inspect(path)
+    assert (facts.version, facts.release, facts.title) == ("2:1.5~rc1-3", "1.5~rc1", "Made")
+    assert facts.selector == Selector(os_types=("linux",), architectures=("arm64",))
+
+
+@needs_aapt
+@pytest.mark.parametrize("path", [APK, TV_APK], ids=["phone", "tv"])
+def test_aapt_reads_the_same_from_the_apk(path: Path) -> None:
+    facts, badging = inspect(path), run("aapt", "dump", "badging", path)
+    assert f"name='{facts.package_name}' versionCode='1' versionName='{facts.version}'" in badging
+    assert f"application-label:'{facts.title}'" in badging
+    assert f"sdkVersion:'{facts.selector.api_level_minimum}'" in badging
+    features = re.findall(r"^ *uses-feature: name='([^']+)'", badging, re.MULTILINE)
+    assert set(facts.selector.features_required) == set(features) - {"android.hardware.faketouch"}
+
+
+@needs_apksigner
+def test_apksigner_names_the_same_certificate() -> None:
+    assert f"SHA-256 digest: {inspect(APK).signer_digest}" in run("apksigner", "verify", "--print-certs", APK)
+
+
+@needs_apksigner
+@pytest.mark.parametrize("scheme", ["v1", "v2", "v3"])
+def test_the_signer_is_read_from_every_signature_scheme(scheme: str, tmp_path: Path) -> None:
+    key, signed = tmp_path / "key.p12", tmp_path / "signed.apk"
+    run(
+        "keytool", "-genkeypair", "-keystore", key, "-storetype", "PKCS12", "-storepass", "throwaway", "-alias", "a",
+        "-keyalg", "EC", "-dname", "CN=A test",
+    )  # fmt: skip
+    enabled = [f"--{each}-signing-enabled={str(each == scheme).lower()}" for each in ("v1", "v2", "v3")]
+    run(
+        "apksigner", "sign", "--ks", key, "--ks-pass", "pass:throwaway", "--min-sdk-version", "23", *enabled,
+        "--v4-signing-enabled=false", "--out", signed, APK,
+    )  # fmt: skip
+    certificate = run("keytool", "-exportcert", "-rfc", "-keystore", key, "-storepass", "throwaway", "-alias", "a")
+    digest = run("keytool", "-list", "-keystore", key, "-storepass", "throwaway").rpartition("(SHA-256): ")[2]
+    assert certificate.startswith("-----BEGIN CERTIFICATE-----")
+    assert inspect(signed).signer_digest == digest.strip().replace(":", "").lower()
+
+
+# --- deb ------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("version", "release"),
+    [("1.0", "1.0"), ("1:1.0-1", "1.0"), ("1.0-rc1-2", "1.0-rc1"), ("0~20240101+git.1-1~bpo12", "0~20240101+git.1")],
+)
+def test_the_release_of_a_deb_is_its_upstream_version(version: str, release: str, save: Save) -> None:
+    facts = inspect(save(a_deb(control(version=version))))
+    assert (facts.version, facts.release) == (version, release)
+
+
+@pytest.mark.parametrize(
+    ("debian", "architecture"), [("amd64", "x86_64"), ("armhf", "armv7"), ("i386", "x86"), ("ppc64el", "ppc64le")]
+)
+def test_a_debian_architecture_gets_the_name_used_here(debian: str, architecture: str, save: Save) -> None:
+    assert inspect(save(a_deb(control(architecture=debian)))).selector.architectures == (architecture,)
+
+
+def test_a_deb_without_a_description_is_titled_by_its_package(save: Save) -> None:
+    assert inspect(save(a_deb(control()))).title == "hello"
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (control(architecture="m68k"), "m68k"),
+        (control(package="UPPER"), "UPPER"),
+        (control(version="1.0 beta"), "1.0 beta"),
+        (control(version="1-" * 400_000 + "!"), "64 characters"),
+        (control(version="1" * 65), "64 characters"),
+        (control(package="a" * 129), "128 characters"),
+        (control(more="Package: twice\n"), "Package: twice"),
+        ("Package: hello\n", "no Version"),
+        ("no colon here\n", "no colon here"),
+        ("", "no Package"),
+    ],
+)
+def test_a_control_file_that_makes_no_sense_is_refused_in_words(text: str, fault: str, save: Save) -> None:
+    assert fault in refused(save(a_deb(text))).message
+
+
+def test_a_control_archive_packed_with_zstd_is_refused_with_the_way_out(save: Save) -> None:
+    error = refused(save(a_deb(control(), ".zst")))
+    assert "zstd" in error.message
+    assert "-Zxz" in error.hint
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [(".gz", gzip.compress), (".xz", lzma.compress)])
+def test_a_deb_whose_control_archive_is_a_bomb_is_refused(
+    suffix: str, pack: Callable[[bytes], bytes], save: Save
+) -> None:
+    bomb = pack(bytes(deb.CONTROL_UNPACKED_BYTES + 1))
+    content = ar(("debian-binary", b"2.0\n"), (f"control.tar{suffix}", bomb), ("data.tar", b""))
+    assert "unpacks to more than" in refused(save(content)).message
+
+
+def test_a_control_file_larger_than_the_limit_is_refused(save: Save) -> None:
+    text = control(more="Description: " + "x" * deb.CONTROL_FILE_BYTES)
+    assert "control file claims" in refused(save(a_deb(text))).message
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        ar(),
+        ar(("debian-binary", b"2.0\n")),
+        ar(("debian-binary", b"2.0\n"), ("control.tar", control_tar(control()))),
+        ar(("debian-binary", b"2.0\n"), ("data.tar", b"")),
+        ar(("debian-binary", b"1.0\n"), ("control.tar", control_tar(control())), ("data.tar", b"")),
+        ar(("control.tar", control_tar(control())), ("debian-binary", b"2.0\n"), ("data.tar", b"")),
+        ar(("debian-binary", b"2.0\n"), ("control.tar", control_tar(control(), "other")), ("data.tar", b"")),
+        ar(("debian-binary", b"2.0\n"), ("control.tar.bz2", b""), ("data.tar", b"")),
+        ar(("debian-binary", b"2.0\n"), ("control.tar.gz", gzip.compress(b"x")[:-1]), ("data.tar", b"")),
+        ar(("debian-binary", b"2.0\n"), *[("_extra", b"")] * deb.MEMBERS),
+    ],
+)
+def test_an_ar_archive_that_is_no_whole_debian_package_is_refused(content: bytes, save: Save) -> None:
+    refused(save(content))
+
+
+# --- apk ------------------------------------------------------------------------------------------------------------
+@needs_aapt2
+def test_an_apk_that_constrains_everything_gives_every_constraint(link: Callable[..., Path]) -> None:
+    body = """
+        <supports-screens android:smallScreens="false" android:requiresSmallestWidthDp="600"/>
+        <compatible-screens>
+          <screen android:screenSize="large" android:screenDensity="hdpi"/>
+          <screen android:screenSize="xlarge" android:screenDensity="480"/>
+        </compatible-screens>
+        <uses-feature android:name="android.hardware.type.watch"/>
+        <uses-feature android:name="android.hardware.type.automotive" android:required="true"/>
+        <uses-feature android:name="android.software.leanback" android:required="false"/>
+        <uses-feature android:glEsVersion="0x00020000"/>
+        <application android:label="微信 and a rather long title" android:hasCode="false"/>"""
+    sdk = '<uses-sdk android:minSdkVersion="26" android:maxSdkVersion="33"/>'
+    attributes = 'android:versionCode="7" android:versionName="2.5-β"'
+    libraries = ("lib/arm64-v8a/a.so", "lib/armeabi-v7a/a.so", "lib/armeabi/a.so", "lib/mips/a.so", "lib/x86/readme")
+    facts = inspect(link(a_manifest(attributes, body, sdk), libraries))
+    assert (facts.package_name, facts.version, facts.package_version_code) == ("org.example.made", "2.5-β", 7)
+    assert facts.title == "微信 and a rather long title"
+    assert facts.signer_digest == ""
+    assert facts.selector == Selector(
+        os_types=("android",),
+        api_level_minimum=26,
+        api_level_maximum=33,
+        architectures=("arm64", "armv7"),
+        form_factors=("car", "watch"),
+        screen_inches_minimum=6.2,
+        density_dpi_minimum=240,
+        density_dpi_maximum=480,
+        features_required=("android.hardware.type.automotive", "android.hardware.type.watch"),
+    )
+
+
+@needs_aapt2
+@pytest.mark.parametrize(
+    ("screens", "inches"),
+    [
+        ("", None),
+        ('<supports-screens android:largeScreens="false" android:xlargeScreens="false"/>', None),
+        ('<supports-screens android:smallScreens="false"/>', 3.5),
+        ('<supports-screens android:smallScreens="false" android:normalScreens="false"/>', 5.0),
+        (
+            '<supports-screens android:smallScreens="false" android:normalScreens="false" android:largeScreens="false"'
+            ' android:xlargeScreens="false"/>',
+            None,
+        ),
+    ],
+)
+def test_only_screens_too_small_are_excluded(screens: str, inches: float | None, link: Callable[..., Path]) -> None:
+    assert inspect(link(a_manifest(body=screens))).selector.screen_inches_minimum == inches
+
+
+@needs_aapt2
+def test_an_apk_without_a_version_name_goes_by_its_version_code(link: Callable[..., Path]) -> None:
+    facts = inspect(link(a_manifest('android:versionCode="42" android:versionCodeMajor="1"')))
+    assert (facts.version, facts.release, facts.package_version_code) == ("42", "42", (1 << 32) + 42)
+
+
+@needs_aapt2
+@pytest.mark.parametrize(
+    ("manifest", "libraries", "fault"),
+    [
+        (a_manifest('split="config.de"'), (), "split"),
+        (a_manifest('android:isSplitRequired="true"'), (), "split"),
+        (a_manifest(sdk='<uses-sdk android:minSdkVersion="Tiramisu"/>'), (), "Tiramisu"),
+        (a_manifest(), ("lib/mips/a.so",), "mips"),
+        (a_manifest(body=f'<uses-feature android:name="{"f" * 65}"/>'), (), "features"),
+    ],
+)
+def test_an_apk_no_device_here_could_install_is_refused_in_words(
+    manifest: str, libraries: tuple[str, ...], fault: str, link: Callable[..., Path]
+) -> None:
+    assert fault in refused(link(manifest, libraries)).message
+
+
+@pytest.mark.parametrize("content", [b"", b"<manifest/>", b"\x03\x00\x08\x00\x08\x00\x00\x00", bytes(64)])
+def test_a_manifest_that_is_not_binary_xml_is_refused(content: bytes, save: Save) -> None:
+    assert "AndroidManifest.xml" in refused(save(a_zip({apk.MANIFEST: content}))).message
+
+
+def test_a_manifest_may_not_hold_a_second_string_table_nor_more_elements_than_the_limit() -> None:
+    pool = struct.pack("<HHIIIIIIIB3s", 1, 28, 36, 1, 0, 1 << 8, 32, 0, 0, 0, b"\0\0\0")
+    start = struct.pack("<HHIIIIIHHHHHH", 0x0102, 16, 36, 0, 0, 0, 0, 20, 20, 0, 0, 0, 0)
+    end = struct.pack("<HHIIIII", 0x0103, 16, 24, 0, 0, 0, 0)[:24]
+
+    def document(*chunks: bytes) -> bytes:
+        body = b"".join(chunks)
+        return struct.pack("<HHI", 3, 8, 8 + len(body)) + body
+
+    assert [element.depth for element in axml.elements(document(pool, start, start, end, end))] == [1, 2]
+    with pytest.raises(BadFileError, match="two string tables"):
+        list(axml.elements(document(pool, pool, start, end)))
+    with pytest.raises(BadFileError, match="more than"):
+        list(axml.elements(document(pool, *[start, end] * (axml.ELEMENTS + 1))))
+
+
+def test_importing_the_inspectors_leaves_the_root_logger_as_it_was() -> None:
+    program = "import logging, hub.inspectors; r = logging.getLogger(); print(r.level, len(r.handlers))"
+    output = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=60, cwd=DEMO.parents[1]
+    ).stdout
+    assert output.split() == [str(logging.WARNING), "0"]
+
+
+# --- wheel ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("tag", "selector"),
+    [
+        (PURE_TAG, Selector(os_types=("linux", "macos", "windows"))),
+        ("py2.py3-none-any", Selector(os_types=("linux", "macos", "windows"))),
+        (
+            "cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64",
+            Selector(os_types=("linux",), architectures=("x86_64",)),
+        ),
+        ("cp311-abi3-musllinux_1_2_aarch64", Selector(os_types=("linux",), architectures=("arm64",))),
+        ("py3-none-linux_armv7l", Selector(os_types=("linux",), architectures=("armv7",))),
+        ("cp312-cp312-win_amd64", Selector(os_types=("windows",), architectures=("x86_64",))),
+        ("cp312-cp312-win32", Selector(os_types=("windows",), architectures=("x86",))),
+        (
+            "cp312-cp312-macosx_10_12_x86_64.macosx_11_0_arm64",
+            Selector(os_types=("macos",), os_version_minimum="10.12", architectures=("arm64", "x86_64")),
+        ),
+        (
+            "cp312-cp312-macosx_11_0_universal2",
+            Selector(os_types=("macos",), os_version_minimum="11.0", architectures=("arm64", "x86_64")),
+        ),
+    ],
+)
+def test_the_tags_of_a_wheel_say_which_systems_it_fits(tag: str, selector: Selector, save: Save) -> None:
+    facts = inspect(save(a_wheel([tag])), f"hello_wheel-1.0-{tag}.whl")
+    assert (facts.package_name, facts.title, facts.selector) == ("hello-wheel", "Hello.Wheel", selector)
+
+
+@pytest.mark.parametrize(
+    ("named", "inside", "fault"),
+    [
+        (PURE_TAG, ["cp311-cp311-win_amd64"], "not the tags in its WHEEL file"),
+        (PURE_TAG, [PURE_TAG, "py2-none-any"], "not the tags in its WHEEL file"),
+        (PURE_TAG, [], "lists no tags"),
+        (PURE_TAG, ["nonsense"], "lists no tags"),
+        (PURE_TAG, ["-".join([".".join("a" * 5000)] * 3)], "more than"),
+        ("-".join([".".join("a" * 40)] * 3), [PURE_TAG], "too long"),
+        ("py2-none-any", ["py2-none-any"], "py2"),
+        ("py3-none-emscripten_3_1_58_wasm32", ["py3-none-emscripten_3_1_58_wasm32"], "wasm32"),
+        ("py3-none-linux_armv6l", ["py3-none-linux_armv6l"], "armv6l"),
+        ("py3-none-win_amd64.macosx_11_0_arm64", ["py3-none-win_amd64.macosx_11_0_arm64"], "several systems"),
+    ],
+)
+def test_a_wheel_whose_tags_do_not_hold_is_refused_in_words(
+    named: str, inside: list[str], fault: str, save: Save
+) -> None:
+    assert fault in refused(save(a_wheel(inside)), f"hello_wheel-1.0-{named}.whl").message
+
+
+@pytest.mark.parametrize("name", ["", "hello.zip", "other-1.0-py3-none-any.whl", "hello_wheel-2.0-py3-none-any.whl"])
+def test_a_wheel_under_another_name_is_refused_with_the_way_out(name: str, save: Save) -> None:
+    assert "name" in refused(save(a_wheel([PURE_TAG])), name).hint
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        b"",
+        b"Name: hello_wheel\n",
+        b"Name: hello_wheel\nVersion: 1.0\nVersion: 1.0\n",
+        b"Name: hello_wheel\nVersion: one\n",
+        b"Name: \xff\nVersion: 1.0\n",
+        b"Name: hello_wheel\nVersion: " + b"1" * 10_000 + b"\n",
+    ],
+)
+def test_a_wheel_without_one_name_and_version_is_refused(metadata: bytes, save: Save) -> None:
+    refused(save(a_wheel([PURE_TAG], metadata)), "hello_wheel-1.0-py3-none-any.whl")
+
+
+def test_metadata_of_nothing_but_headers_costs_no_more_than_its_size(save: Save) -> None:
+    headers = b"".join(b"h%d: x\n" % number for number in range(100_000))
+    metadata = b"Name: hello_wheel\nVersion: 1.0\n" + headers
+    assert inspect(save(a_wheel([PURE_TAG], metadata)), "hello_wheel-1.0-py3-none-any.whl").version == "1.0"
+
+
+# --- zip archives that lie ------------------------------------------------------------------------------------------
+def patched(content: bytes, signature: bytes, offset: int, form: str, value: int) -> bytes:
+    """Overwrite a field `offset` bytes into the last record that begins with `signature`."""
+    changed = bytearray(content)
+    struct.pack_into(form, changed, content.rindex(signature) + offset, value)
+    return bytes(changed)
+
+
+def test_a_manifest_that_declares_more_than_the_limit_is_refused(save: Save) -> None:
+    bomb = a_zip({apk.MANIFEST: bytes(apk.MANIFEST_BYTES + 1)})
+    assert "claims" in refused(save(bomb)).message
+
+
+def test_a_manifest_that_unpacks_to_more_than_it_declares_is_refused(save: Save) -> None:
+    bomb = a_zip({apk.MANIFEST: bytes(64 * apk.MANIFEST_BYTES)})
+    assert "unpacks to more than" in refused(save(patched(bomb, b"PK\x01\x02", 24, "<L", 100))).message
+    short = a_zip({apk.MANIFEST: bytes(1000)})
+    assert "does not match" in refused(save(patched(short, b"PK\x01\x02", 24, "<L", 100))).message
+
+
+def test_metadata_that_is_a_bomb_is_refused(save: Save) -> None:
+    bomb = a_wheel([PURE_TAG], bytes(wheel.METADATA_BYTES + 1))
+    assert "claims" in refused(save(bomb), WHEEL.name).message
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_member_packed_by_a_method_installers_do_not_use_is_refused(method: int, save: Save) -> None:
+    assert "only deflate" in refused(save(a_zip({apk.MANIFEST: b"x"}, method))).message
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
+def test_a_zip_archive_that_names_one_file_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "twice.apk"
+    shutil.copy(APK, path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(apk.MANIFEST, b"another")
+    assert "twice" in refused(path).message
+
+
+def test_a_zip_directory_with_more_entries_than_the_limit_is_refused(save: Save) -> None:
+    entry = struct.pack("<4s6H3L5H2L", b"PK\x01\x02", *[0] * 6, *[0] * 3, 1, *[0] * 4, 0, 0) + b"x"
+    directory = entry * (zips.DIRECTORY_ENTRIES + 1)
+    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 1, 1, len(directory), 4, 0)
+    assert "more than 65535" in refused(save(zips.LOCAL_SIGNATURE + directory + end)).message
+
+
+def test_a_zip_directory_larger_than_the_limit_is_refused_unread(save: Save) -> None:
+    length = zips.DIRECTORY_BYTES + 1
+    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 1, 1, length, 4, 0)
+    assert f"{length} bytes" in refused(save(zips.LOCAL_SIGNATURE + bytes(length) + end)).message
+
+
+def test_a_zip64_archive_is_refused(save: Save) -> None:
+    whole = a_zip({apk.MANIFEST: b"x"})
+    at = whole.rindex(b"PK\x05\x06")
+    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 1, 1, at, 0, 0)
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, at, 1)
+    assert "zip64" in refused(save(whole[:at] + locator + end)).message
+
+
+# --- files that are nothing of the kind -----------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"", "is empty"),
+        (b"P", "no installer format"),
+        (b"just text", "no installer format"),
+        (b"\x7fELF" + bytes(100), "no installer format"),
+        (a_zip({}), "no installer format"),
+        (a_zip({"readme": b"x"}), "but no installer"),
+        (a_zip({apk.MANIFEST: b"x", "a-1.dist-info/WHEEL": b"x"}), "at once"),
+    ],
+)
+def test_a_file_of_an_unknown_format_is_refused_in_words(content: bytes, fault: str, save: Save) -> None:
+    assert fault in refused(save(content)).message
+
+
+def test_a_folder_a_pipe_and_a_missing_file_are_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert "not a file" in refused(tmp_path).message
+    assert "not a file" in refused(tmp_path / "pipe").message
+    assert "No such file" in refused(tmp_path / "missing.deb").message
+    refused(tmp_path / "a\0b")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_a_file_one_may_not_read_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "secret.deb"
+    path.touch(mode=0o000)
+    assert "cannot be read" in refused(path).message
+
+
+@pytest.mark.parametrize("start", [deb.SIGNATURE, zips.LOCAL_SIGNATURE])
+def test_a_file_larger_than_any_object_is_refused_unread(start: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "huge"
+    with path.open("wb") as file:
+        file.write(start)
+        file.truncate(OBJECT_BYTES + 1)
+    assert str(OBJECT_BYTES) in refused(path).message
+
+
+def test_a_sparse_file_of_four_gibibytes_is_refused_without_being_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "huge.deb"
+    with path.open("wb") as file:
+        file.write(DEB.read_bytes())
+        file.truncate(OBJECT_BYTES)
+    assert "damaged" in refused(path).message
+
+
+# --- damage ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("path", INSTALLERS, ids=["deb", "phone", "tv", "wheel"])
+def test_a_file_cut_off_anywhere_is_refused(path: Path, tmp_path: Path) -> None:
+    whole = path.read_bytes()
+    cut = tmp_path / path.name
+    for length in (*range(0, len(whole), 37), *range(len(whole) - 80, len(whole))):
+        cut.write_bytes(whole[:length])
+        refused(cut)
+
+
+@pytest.mark.parametrize("path", INSTALLERS, ids=["deb", "phone", "tv", "wheel"])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_bytes_are_changed_it_is_facts_or_a_refusal(path: Path, tmp_path: Path, data: st.DataObject) -> None:
+    content = bytearray(path.read_bytes())
+    places = st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255))
+    for at, value in data.draw(st.lists(places, min_size=1, max_size=8)):
+        content[at] = value
+    _facts_or_refusal(tmp_path / path.name, bytes(content))
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), min_size=1, max_size=6))
+def test_whatever_bytes_of_the_manifest_are_changed_it_is_facts_or_a_refusal(
+    tmp_path: Path, changes: list[tuple[int, int]]
+) -> None:
+    with zipfile.ZipFile(APK) as archive:
+        manifest = bytearray(archive.read(apk.MANIFEST))
+    for at, value in changes:
+        manifest[at % len(manifest)] = value
+    _facts_or_refusal(tmp_path / APK.name, a_zip({apk.MANIFEST: bytes(manifest)}, zipfile.ZIP_STORED))
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(start=st.sampled_from([b"", deb.SIGNATURE, zips.LOCAL_SIGNATURE]), rest=st.binary(max_size=300))
+def test_any_bytes_are_facts_or_a_refusal(tmp_path: Path, start: bytes, rest: bytes) -> None:
+    _facts_or_refusal(tmp_path / "any", start + rest)
+
+
+def _facts_or_refusal(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    try:
+        facts = inspect(path)
+    except BadFileError:
+        return
+    msgspec.convert(msgspec.to_builtins(facts), InstallerFacts, strict=False)  # what comes out, the wire can carry
