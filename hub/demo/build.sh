@@ -1,9 +1,9 @@
 #!/bin/sh
 # Builds the demonstration installers from sources/ into installers/.
 #
-# Needs the Debian packages dpkg, aapt, zipalign, apksigner, android-framework-res and a Java keytool, and a
-# Python with hatchling (PYTHON=... names it). Times are fixed, so the .deb and the wheel come out the same every time. The APKs
-# are signed with a key that is made here and thrown away, so their signing block differs from build to build; both are
+# Needs the Debian packages dpkg, aapt, zipalign, apksigner, android-framework-res and a Java keytool, and a Python with
+# hatchling (PYTHON=... names it). Times are fixed, so the .deb and the wheel come out the same every time. The APKs are
+# signed with a key that is made here and thrown away, so their signing block differs from build to build; both are
 # signed with the same key, as two installers of one program have to be.
 set -eu
 

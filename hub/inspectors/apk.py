@@ -1,6 +1,6 @@
 """Android packages: the compiled manifest of an APK -> facts.
 
-Only what the manifest says outright becomes a constraint: a value kept in the resource table, a feature a device may
+Only what the manifest says outright becomes a constraint: a number kept in the resource table, a feature a device may
 lack and a screen the platform would scale to are none. Sources: "App manifest file" and "Filters on Google Play" of the
 Android developers' guide. The signer's digest is read, not verified (see `signer`).
 """
@@ -9,7 +9,7 @@ import math
 import re
 from typing import Final
 
-from hub.inspectors import axml
+from hub.inspectors import axml, resources
 from hub.inspectors.signer import signer_digest
 from hub.inspectors.zips import Archive
 from hub.records import InstallerFacts
@@ -73,11 +73,10 @@ def read_facts(archive: Archive) -> InstallerFacts:
         raise BadFileError("its manifest names no package.")
     _require_whole(root)
     code = _number(root.get(VERSION_CODE)) or 0
-    name = root.get(VERSION_NAME)
-    version = name if isinstance(name, str) and name else str(code)
+    version = _text(archive, root.get(VERSION_NAME)) or str(code)
     return InstallerFacts(
         package_name=package,
-        title=_title(elements) or package,
+        title=_title(archive, elements) or package,
         version=version,
         release=version,
         kind="apk",
@@ -95,11 +94,15 @@ def _require_whole(root: axml.Element) -> None:
         )
 
 
-def _title(elements: tuple[axml.Element, ...]) -> str:
-    label = next(
-        (element.get(LABEL) for element in elements if (element.depth, element.name) == (2, "application")), None
-    )
-    return label if isinstance(label, str) else ""
+def _title(archive: Archive, elements: tuple[axml.Element, ...]) -> str:
+    applications = (element for element in elements if (element.depth, element.name) == (2, "application"))
+    return next((_text(archive, element.get(LABEL)) for element in applications), "")
+
+
+def _text(archive: Archive, value: axml.Value) -> str:
+    if isinstance(value, axml.Reference):
+        return resources.text(archive, value.resource_id)
+    return value if isinstance(value, str) else ""
 
 
 def _selector(archive: Archive, elements: tuple[axml.Element, ...]) -> Selector:
@@ -141,7 +144,10 @@ def _features(elements: tuple[axml.Element, ...]) -> tuple[str, ...]:
     }
     names = sorted(name for name in found if isinstance(name, str) and name)
     if len(names) > FEATURES or any(len(name) > NAME_CHARACTERS for name in names):
-        raise BadFileError(f"it requires more than {FEATURES} features, or one with an overlong name.")
+        raise BadFileError(
+            f"it requires more than {FEATURES} features, or one with an overlong name.",
+            hint="Declare fewer of them in the manifest, or mark those it can do without `android:required=false`.",
+        )
     return tuple(names)
 
 
@@ -149,7 +155,10 @@ def _architectures(archive: Archive) -> tuple[Architecture, ...]:
     abis = {match[1] for match in map(_LIBRARY.fullmatch, archive.members) if match}
     known = {ABI_NAMES[abi] for abi in abis if abi in ABI_NAMES}
     if abis and not known:
-        raise BadFileError(f"its libraries are for {', '.join(sorted(abis))[:60]}, which Lockstep does not know.")
+        raise BadFileError(
+            f"its libraries are for {', '.join(sorted(abis))[:60]}, which Lockstep does not know.",
+            hint="Build it for arm64-v8a, armeabi-v7a, x86 or x86_64 as well.",
+        )
     return tuple(sorted(known))
 
 

@@ -3,7 +3,7 @@
 Strings are decoded only when asked for, and only short ones, because many entries of a string table may point at one
 long string: a table decoded at once can be made to fill any memory. Attributes of the `android:` namespace are known by
 resource id, as the platform itself does, since build tools may blank their names. What is left out: text nodes, styles
-and values held in `resources.arsc` (they come back as `Reference`).
+and values held in `resources.arsc`, which come back as `Reference` (see `resources`).
 
 Layout: `ResourceTypes.h` of the Android Open Source Project (ResChunk_header, ResStringPool_header,
 ResXMLTree_attrExt, Res_value).
@@ -19,8 +19,8 @@ from protocol.errors import BadFileError
 ELEMENTS: Final = 20_000
 STRING_BYTES: Final = 4_096  # of one name or value that is asked for
 
-_XML, _STRING_POOL, _RESOURCE_MAP, _START_ELEMENT, _END_ELEMENT = 0x0003, 0x0001, 0x0180, 0x0102, 0x0103
-_TYPE_REFERENCE, _TYPE_STRING, _TYPE_BOOLEAN = 0x01, 0x03, 0x12
+_XML, STRING_POOL, _RESOURCE_MAP, _START_ELEMENT, _END_ELEMENT = 0x0003, 0x0001, 0x0180, 0x0102, 0x0103
+TYPE_REFERENCE, TYPE_STRING, _TYPE_BOOLEAN = 0x01, 0x03, 0x12
 _TYPES_INTEGER: Final = range(0x10, 0x12)  # decimal, hexadecimal
 _NO_STRING: Final = 0xFFFFFFFF
 _UTF8_FLAG: Final = 1 << 8
@@ -42,17 +42,20 @@ Value: TypeAlias = str | int | bool | Reference | None
 
 
 @dataclass(frozen=True, slots=True)
-class _Strings:
+class Strings:
+    """A string table, decoded one string at a time."""
+
     chunk: memoryview
-    offsets: tuple[int, ...]
+    count: int
+    offsets_at: int
     start: int
     utf8: bool
 
     def get(self, index: int) -> str:
         """Return string `index`; raises BadFileError when there is none or it is longer than STRING_BYTES."""
-        if index >= len(self.offsets):
+        if index >= self.count:
             raise BadFileError("the manifest names a string it does not hold.")
-        at = self.start + self.offsets[index]
+        at = self.start + struct.unpack_from("<I", self.chunk, self.offsets_at + 4 * index)[0]
         if self.utf8:
             _, at = self._length(at, "B", 0x80, 8)  # first the length in UTF-16 units, then in bytes
             length, at = self._length(at, "B", 0x80, 8)
@@ -78,7 +81,7 @@ class Element:
 
     depth: int
     name: str
-    _strings: _Strings
+    _strings: Strings
     _resource_ids: tuple[int, ...]
     _attributes: tuple[tuple[int, ...], ...]
 
@@ -93,9 +96,9 @@ class Element:
         return None
 
     def _value(self, raw: int, kind: int, data: int) -> Value:
-        if kind == _TYPE_REFERENCE:
+        if kind == TYPE_REFERENCE:
             return Reference(data)
-        if kind == _TYPE_STRING:
+        if kind == TYPE_STRING:
             return self._strings.get(data)
         if kind == _TYPE_BOOLEAN:
             return data != 0
@@ -116,14 +119,14 @@ def _elements(data: bytes) -> Iterator[Element]:
     kind, header_bytes, size = _CHUNK.unpack_from(data)
     if kind != _XML or size > len(data):
         raise BadFileError("AndroidManifest.xml is not binary XML, so it was never compiled.")
-    strings: _Strings | None = None
+    strings: Strings | None = None
     resource_ids: tuple[int, ...] = ()
     depth = count = 0
-    for kind, chunk in _chunks(memoryview(data)[header_bytes:size]):
-        if kind == _STRING_POOL:
+    for kind, chunk in chunks(memoryview(data)[header_bytes:size]):
+        if kind == STRING_POOL:
             if strings is not None:  # which one counts would be up to each reader
                 raise BadFileError("AndroidManifest.xml is damaged: it holds two string tables.")
-            strings = _string_pool(chunk)
+            strings = string_pool(chunk)
         elif kind == _RESOURCE_MAP:
             resource_ids = _resource_map(chunk)
         elif kind == _END_ELEMENT:
@@ -137,21 +140,21 @@ def _elements(data: bytes) -> Iterator[Element]:
         raise BadFileError("AndroidManifest.xml is cut off.")
 
 
-def _chunks(data: memoryview) -> Iterator[tuple[int, memoryview]]:
+def chunks(data: memoryview) -> Iterator[tuple[int, memoryview]]:
     """Yield type and bytes of each chunk; each is at least a header long, so this ends."""
     at = 0
     while at < len(data):
         kind, header_bytes, size = _CHUNK.unpack_from(data, at)
         if not _CHUNK.size <= header_bytes <= size <= len(data) - at:
-            raise BadFileError("AndroidManifest.xml is damaged: a part of it runs past its end.")
+            raise BadFileError("a part of its binary XML or resource table runs past the end.")
         yield kind, data[at : at + size]
         at += size
 
 
-def _string_pool(chunk: memoryview) -> _Strings:
+def string_pool(chunk: memoryview) -> Strings:
+    """Return the string table in `chunk`, which is wholly checked only as strings are asked for."""
     _, header_bytes, _, count, _, flags, start, _ = _POOL.unpack_from(chunk)
-    offsets = struct.unpack_from(f"<{count}I", chunk, header_bytes)
-    return _Strings(chunk, offsets, start, bool(flags & _UTF8_FLAG))
+    return Strings(chunk, count, header_bytes, start, bool(flags & _UTF8_FLAG))
 
 
 def _resource_map(chunk: memoryview) -> tuple[int, ...]:
@@ -159,7 +162,7 @@ def _resource_map(chunk: memoryview) -> tuple[int, ...]:
     return struct.unpack_from(f"<{(size - header_bytes) // 4}I", chunk, header_bytes)
 
 
-def _element(chunk: memoryview, depth: int, strings: _Strings, resource_ids: tuple[int, ...]) -> Element:
+def _element(chunk: memoryview, depth: int, strings: Strings, resource_ids: tuple[int, ...]) -> Element:
     _, header_bytes, _ = _CHUNK.unpack_from(chunk)
     _, name, start, width, count = _ELEMENT.unpack_from(chunk, header_bytes)
     if width < _ATTRIBUTE.size:  # attributes may then overlap, and a small file hold very many

@@ -24,7 +24,7 @@ from protocol.errors import BadFileError
 from protocol.limits import IDENTIFIER_CHARACTERS, KIB, MIB
 from protocol.matching import Selector
 
-METADATA_BYTES: Final = 4 * MIB
+METADATA_BYTES: Final = 1 * MIB  # the header parser takes a second and 60 MiB for one of nothing but headers
 WHEEL_BYTES: Final = 64 * KIB
 FILE_NAME_CHARACTERS: Final = 255
 TAGS: Final = 4_096  # after expanding compressed sets, whose product grows with the cube of the text

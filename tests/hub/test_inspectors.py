@@ -25,7 +25,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hub.inspectors import apk, axml, deb, inspect, wheel, zips
+from hub.inspectors import apk, axml, deb, inspect, resources, wheel, zips
 from hub.records import InstallerFacts
 from protocol.device import DeviceInfo
 from protocol.errors import BadFileError
@@ -132,10 +132,10 @@ def a_manifest(attributes: str = "", body: str = "", sdk: str = '<uses-sdk andro
 def link(tmp_path: Path) -> Callable[..., Path]:
     """Compile a manifest in text with aapt2, add members, and return the unsigned APK."""
 
-    def build(manifest: str, members: tuple[str, ...] = ()) -> Path:
+    def build(manifest: str, members: tuple[str, ...] = (), resources: Path | None = None) -> Path:
         source, linked = tmp_path / "AndroidManifest.xml", tmp_path / "made.apk"
         source.write_text(manifest)
-        run("aapt2", "link", "-I", FRAMEWORK, "--manifest", source, "-o", linked)
+        run("aapt2", "link", "-I", FRAMEWORK, "--manifest", source, "-o", linked, *filter(None, [resources]))
         with zipfile.ZipFile(linked, "a") as archive:
             for name in members:
                 archive.writestr(name, b"")
@@ -379,6 +379,23 @@ def test_an_apk_that_constrains_everything_gives_every_constraint(link: Callable
         density_dpi_maximum=480,
         features_required=("android.hardware.type.automotive", "android.hardware.type.watch"),
     )
+
+
+@needs_aapt2
+def test_a_title_and_a_version_kept_as_resources_are_read_in_the_default_language(
+    link: Callable[..., Path], tmp_path: Path
+) -> None:
+    for folder, title in (("values", "Grüße, 你好"), ("values-de", "Another")):
+        (tmp_path / "res" / folder).mkdir(parents=True)
+        strings = f'<string name="title">{title}</string>'
+        if folder == "values":
+            strings += '<string name="alias">@string/title</string><string name="version">3.1</string>'
+        (tmp_path / "res" / folder / "strings.xml").write_text(f"<resources>{strings}</resources>")
+    run("aapt2", "compile", "--dir", tmp_path / "res", "-o", tmp_path / "resources.zip")
+    body = '<application android:label="@string/alias" android:hasCode="false"/>'
+    manifest = a_manifest('android:versionName="@string/version" android:versionCode="5"', body)
+    facts = inspect(link(manifest, resources=tmp_path / "resources.zip"))
+    assert (facts.title, facts.version, facts.package_version_code) == ("Grüße, 你好", "3.1", 5)
 
 
 @needs_aapt2
@@ -674,6 +691,22 @@ def test_whatever_bytes_of_the_manifest_are_changed_it_is_facts_or_a_refusal(
 @given(start=st.sampled_from([b"", deb.SIGNATURE, zips.LOCAL_SIGNATURE]), rest=st.binary(max_size=300))
 def test_any_bytes_are_facts_or_a_refusal(tmp_path: Path, start: bytes, rest: bytes) -> None:
     _facts_or_refusal(tmp_path / "any", start + rest)
+
+
+@needs_aapt2
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), min_size=1, max_size=6))
+def test_whatever_bytes_of_the_resource_table_are_changed_it_is_a_text_or_none(
+    tmp_path: Path, changes: list[tuple[int, int]]
+) -> None:
+    with zipfile.ZipFile(APK) as archive:
+        table = bytearray(archive.read(resources.TABLE))
+    for at, value in changes:
+        table[at % len(table)] = value
+    content = a_zip({resources.TABLE: bytes(table)}, zipfile.ZIP_STORED)
+    for resource_id in (0x7F010000, 0x7F020000):
+        text = resources.text(zips.Archive.open(io.BytesIO(content), len(content)), resource_id)
+        assert len(text) <= axml.STRING_BYTES
 
 
 def _facts_or_refusal(path: Path, content: bytes) -> None:
