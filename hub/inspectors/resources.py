@@ -55,7 +55,7 @@ def _text(table: memoryview, resource_id: int) -> str:
 
 
 def _values(package: memoryview, resource_id: int) -> Iterator[tuple[bool, int, int]]:
-    """Yield, per configuration that has the resource, whether it is the default one, and the type and data of its value.
+    """Yield, per configuration that has the resource, whether it is the default one, and its value as type and data.
 
     A resource id is 0xPPTTEEEE: package, type, entry.
     """
