@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from protocol.device import InstallerKind
+from protocol.errors import UsageError
 from terminal.installers.apk import SimulatedApkRunner
 from terminal.installers.command import CommandRunner
 from terminal.installers.deb import DebRunner
@@ -22,7 +23,8 @@ def build_runners(
 ) -> dict[InstallerKind, Runner]:
     """Return one runner for each of `kinds`; `folder` is the terminal's private folder, created when first needed.
 
-    Raises UsageError when the settings ask for what this terminal may not do (a deb into the system, not as root).
+    Raises UsageError when the settings ask for what this terminal may not do (a deb into the system, not as root) or
+    give a check command without a command.
     """
     return {kind: _build(folder.resolve(), kind, settings.get(kind, RunnerSettings())) for kind in kinds}
 
@@ -30,6 +32,11 @@ def build_runners(
 def _build(folder: Path, kind: InstallerKind, settings: RunnerSettings) -> Runner:
     if settings.command:
         return CommandRunner(folder, kind, settings)
+    if settings.check_command:
+        raise UsageError(
+            f"installers.{kind} has a check_command, but no command it could check.",
+            hint="Add a command, or remove check_command: the built-in runner asks the system itself.",
+        )
     match kind:
         case "deb":
             return DebRunner(folder, settings)

@@ -33,7 +33,7 @@ class SimulatedApkRunner:
     """Installs APKs into `folder/"apk-apps"`, or the folder the settings name."""
 
     def __init__(self, folder: Path, settings: RunnerSettings) -> None:
-        self._applications = Path(settings.root or folder / "apk-apps").resolve()
+        self._applications = Path(folder, settings.root or "apk-apps").resolve()
         self._seconds = settings.timeout_seconds
         self._lock_file = folder / "apk.lock"
 

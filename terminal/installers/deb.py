@@ -34,7 +34,7 @@ class DebRunner:
     """
 
     def __init__(self, folder: Path, settings: RunnerSettings) -> None:
-        self._root = Path(settings.root or folder / "deb-root").resolve()
+        self._root = Path(folder, settings.root or "deb-root").resolve()
         self._seconds = settings.timeout_seconds
         self._lock_file = folder / "deb.lock"
         if self._is_system and os.geteuid() != 0:
@@ -83,11 +83,10 @@ class DebRunner:
                 hint='Install it into the system (root = "/", as root) or by an owner\'s command.',
                 code="maintainer-scripts",
             )
-        folders = {debarchive.inside(name).parent for name in control.configuration_files}
-        debarchive.check_parents(folders, set(), self._root)
         free_bytes = shutil.disk_usage(self._root).free
         await self._inspect(
-            ["--fsys-tarfile", str(task.file)], lambda stream: debarchive.check_paths(stream, self._root, free_bytes)
+            ["--fsys-tarfile", str(task.file)],
+            lambda stream: debarchive.check_paths(stream, self._root, free_bytes, control.configuration_files),
         )
         return f"dependencies not checked ({control.depends})" if control.depends else ""
 
@@ -100,6 +99,7 @@ class DebRunner:
         finally:
             # The child is gone, so the thread meets the end of the pipe and ends.
             await asyncio.wait([reading])
+            reading.exception()  # looked at, so that a cancelled installation logs nothing
         require_success(outcome, "dpkg-deb", self._seconds)
         return reading.result()
 

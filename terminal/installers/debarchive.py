@@ -5,7 +5,8 @@ link `opt/x -> /etc` and then `opt/x/passwd` would write to the host. And what l
 dpkg later. Both are refused here, before the first byte is unpacked.
 
 The archives are read as dpkg reads them: ustar headers with the GNU extensions for long names, no pax (tar.c of dpkg);
-each header is 512 bytes, so memory stays bounded whatever the file claims. dpkg-deb does the decompressing.
+each header is 512 bytes, so memory stays bounded whatever the file claims. dpkg-deb does the decompressing. Where a
+reader might understand a header in another way than dpkg does, the check could be led past; see `_header`.
 """
 
 import tarfile
@@ -52,18 +53,19 @@ def read_control(stream: BinaryIO) -> ControlFacts:
             _skip_contents(stream, member)
     control = HeaderParser().parsestr(texts.get("control", ""))
     depends = ", ".join(filter(None, (control.get("Pre-Depends"), control.get("Depends"))))
-    files = tuple(line.split()[-1] for line in texts.get("conffiles", "").splitlines() if line.strip())
-    return ControlFacts(tuple(sorted(scripts)), depends, files)
+    lines = (line.strip().removeprefix("remove-on-upgrade ") for line in texts.get("conffiles", "").splitlines())
+    return ControlFacts(tuple(sorted(scripts)), depends, tuple(filter(None, lines)))
 
 
-def check_paths(stream: BinaryIO, root: Path, free_bytes: int) -> None:
+def check_paths(stream: BinaryIO, root: Path, free_bytes: int, configuration_files: tuple[str, ...] = ()) -> None:
     """Read a file archive (uncompressed tar) and check that unpacking it into `root` stays inside.
 
+    Of any other file only its folder counts, since dpkg replaces the file; but of configuration files it follows links.
     Raises RefusedError: `unsafe-path` for a path that leaves `root`, lies in dpkg's database or is a device, `no-space`
     when the files need more than `free_bytes`; BadFileError when the archive is damaged.
     """
     links: set[PurePosixPath] = set()
-    parents: set[PurePosixPath] = set()
+    parents = {inside(name) for name in configuration_files}
     needed_bytes = 0
     for member in members(stream):
         if member.type not in ORDINARY_TYPES:
@@ -73,10 +75,10 @@ def check_paths(stream: BinaryIO, root: Path, free_bytes: int) -> None:
             links.add(path)
         if member.type == tarfile.LNKTYPE:
             parents.add(inside(member.linkname).parent)
-        parents.add(path.parent if path.parts else path)
+        parents.add(path.parent)
         needed_bytes += member.size
         _skip_contents(stream, member)
-    check_parents(parents, links, root)
+    _check_parents(parents, links, root)
     if needed_bytes > free_bytes:
         raise RefusedError(
             f"The package unpacks to {needed_bytes:,} bytes and {free_bytes:,} are free.",
@@ -85,8 +87,8 @@ def check_paths(stream: BinaryIO, root: Path, free_bytes: int) -> None:
         )
 
 
-def check_parents(parents: set[PurePosixPath], links: set[PurePosixPath], root: Path) -> None:
-    """Check that no folder in `parents` leads out of `root` or into dpkg's database, by its links or those there."""
+def _check_parents(parents: set[PurePosixPath], links: set[PurePosixPath], root: Path) -> None:
+    """Check that nothing in `parents` leads out of `root` or into dpkg's database, by its links or those there."""
     database = root / "var/lib/dpkg"
     for parent in parents:
         if links and not links.isdisjoint((parent, *parent.parents)):
@@ -130,6 +132,9 @@ def _header(block: bytes) -> tarfile.TarInfo:
         member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except (tarfile.TarError, ValueError) as error:
         raise _damaged(f"a header of its archive is not valid ({error})") from error
+    if block[257:263] != b"ustar\0":
+        # dpkg uses the prefix field of ustar headers alone; tarfile puts whatever lies there before any name.
+        member.name = block[:100].partition(b"\0")[0].decode("utf-8", "surrogateescape")
     if member.size < 0:
         raise _damaged("a member has a negative size")
     return member

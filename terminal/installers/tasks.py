@@ -78,9 +78,9 @@ class Runner(Protocol):
 class RunnerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The table `[installers.KIND]` of a device file.
 
-    `root` is the folder to install into, empty for the terminal's own private one; `"/"` means the system, for debs
-    alone. `command` replaces the runner by the owner's own program and arguments; `check_command` prints the installed
-    version. `timeout_seconds` bounds each child program.
+    `root` is the folder to install into (relative: in the terminal's private folder), empty for the usual one there;
+    `"/"` means the system, for debs alone. `command` replaces the runner by the owner's own program and arguments;
+    `check_command` prints the installed version. `timeout_seconds` bounds each child program.
     """
 
     root: str = ""

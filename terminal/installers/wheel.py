@@ -32,7 +32,7 @@ class WheelRunner:
     """Installs wheels into the environment `folder/"wheel-environment"`, or the one the settings name."""
 
     def __init__(self, folder: Path, settings: RunnerSettings) -> None:
-        self._environment = Path(settings.root or folder / "wheel-environment").resolve()
+        self._environment = Path(folder, settings.root or "wheel-environment").resolve()
         self._seconds = settings.timeout_seconds
         self._lock_file = folder / "wheel.lock"
 

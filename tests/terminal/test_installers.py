@@ -2,12 +2,14 @@
 
 import asyncio
 import hashlib
+import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import zipfile
@@ -17,8 +19,9 @@ from pathlib import Path
 import pytest
 
 from protocol.device import InstallerKind
-from protocol.errors import BadFileError, UnavailableError, UsageError
+from protocol.errors import BadFileError, RefusedError, UnavailableError, UsageError
 from terminal.installers import InstallResult, InstallTask, Runner, RunnerSettings, build_runners
+from terminal.installers.debarchive import check_paths
 from terminal.installers.programs import run_program, runner_lock
 
 needs_dpkg = pytest.mark.skipif(shutil.which("dpkg") is None, reason="dpkg is not on this machine")
@@ -220,6 +223,79 @@ async def test_a_deb_cannot_write_through_a_link_an_earlier_one_left(tmp_path: P
 
 
 @needs_dpkg
+async def test_a_configuration_file_cannot_be_written_through_a_link_an_earlier_deb_left(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_text("of the host")
+    runner = runner_for(tmp_path / "terminal", "deb")
+    climbing = os.path.relpath(outside, tmp_path / "terminal/deb-root/etc")
+    first = build_deb(tmp_path, "1.0", package_name="first", files={}, links={"etc/hello.conf": climbing})
+    assert_installed(await runner.install(task_for("deb", first, package_name="first")), "1.0")
+    control_files = {"conffiles": "/etc/hello.conf\n"}
+    second = build_deb(tmp_path, "1.0", control_files=control_files, files={"etc/hello.conf": "escaped"})
+    assert_failed(await runner.install(task_for("deb", second)), "unsafe-path", "etc/hello.conf")
+    assert outside.read_text() == "of the host"
+
+
+def file_archive(*members: tarfile.TarInfo) -> io.BytesIO:
+    return io.BytesIO(b"".join(member.tobuf(tarfile.GNU_FORMAT) for member in members) + bytes(1024))
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, linkname: str = "", size: int = 0) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.size = kind, linkname, size
+    return info
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        [member("../evil")],
+        [member("opt/../../evil")],
+        [member("opt/evil", tarfile.LNKTYPE, "../../etc/shadow")],
+        [member("dev/sda", tarfile.BLKTYPE)],
+        [member("pipe", tarfile.FIFOTYPE)],
+        [member("x", tarfile.SYMTYPE, "/etc"), member("x/passwd")],
+        [member("x", tarfile.SYMTYPE, "/etc"), member("copy", tarfile.LNKTYPE, "x/shadow")],
+        [member("var/lib/dpkg/status")],
+        [member("x", tarfile.SYMTYPE, "/etc"), member("x/" + "long-name/" * 20)],
+    ],
+)
+def test_a_file_archive_that_would_leave_its_root_is_refused(tmp_path: Path, members: list[tarfile.TarInfo]) -> None:
+    with pytest.raises(RefusedError) as caught:
+        check_paths(file_archive(*members), tmp_path, 1_000_000)
+    assert caught.value.code == "unsafe-path"
+
+
+def test_a_prefix_that_dpkg_ignores_cannot_hide_where_a_file_goes(tmp_path: Path) -> None:
+    header = bytearray(member("x/passwd").tobuf(tarfile.GNU_FORMAT))
+    header[345:349] = b"safe"
+    header[148:156] = b"%06o\0 " % (sum(header[:148]) + sum(header[156:]) + 8 * ord(" "))
+    link = member("x", tarfile.SYMTYPE, "/etc").tobuf(tarfile.GNU_FORMAT)
+    with pytest.raises(RefusedError, match="symbolic link of the same package"):
+        check_paths(io.BytesIO(link + header + bytes(1024)), tmp_path, 1_000_000)
+
+
+@pytest.mark.parametrize("free_bytes", [511, 512])
+def test_a_package_larger_than_the_free_space_is_refused_before_it_is_unpacked(tmp_path: Path, free_bytes: int) -> None:
+    archive = io.BytesIO(member("file", size=512).tobuf(tarfile.GNU_FORMAT) + bytes(512) + bytes(1024))
+    if free_bytes == 512:
+        check_paths(archive, tmp_path, free_bytes)
+        return
+    with pytest.raises(RefusedError) as caught:
+        check_paths(archive, tmp_path, free_bytes)
+    assert caught.value.code == "no-space"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"x" * 512, b"x" * 100, member("a", size=2_000).tobuf(), member("n" * 5_000).tobuf(tarfile.GNU_FORMAT)],
+)
+def test_a_damaged_archive_is_a_bad_file(tmp_path: Path, data: bytes) -> None:
+    with pytest.raises(BadFileError, match="damaged"):
+        check_paths(io.BytesIO(data), tmp_path, 1_000_000)
+
+
+@needs_dpkg
 async def test_a_deb_cannot_plant_a_script_in_the_database_of_dpkg(tmp_path: Path) -> None:
     file = build_deb(tmp_path, "1.0", files={"var/lib/dpkg/info/other.postrm": "#!/bin/sh\n"})
     assert_failed(await runner_for(tmp_path, "deb").install(task_for("deb", file)), "unsafe-path", "dpkg")
@@ -303,7 +379,6 @@ def install_as_nobody(home: Path, files: list[Path]) -> int:
         return 3
 
 
-@needs_root
 def test_the_system_as_root_folder_is_refused_to_an_ordinary_user(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -541,6 +616,7 @@ async def test_a_daemon_the_command_leaves_behind_delays_nothing_and_keeps_no_lo
 
 ORPHAN_MAKER = """
 import asyncio, pathlib, sys
+from terminal.installers.debarchive import check_paths
 from terminal.installers.programs import run_program, runner_lock
 
 async def main(folder):
@@ -589,6 +665,17 @@ async def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, task: In
         "runner-failed",
         str(tmp_path / "file"),
     )
+
+
+async def test_a_check_command_without_a_command_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="check_command"):
+        runner_for(tmp_path, "apk", RunnerSettings(check_command=["true"]))
+
+
+async def test_a_folder_given_in_the_settings_is_taken(tmp_path: Path, task: InstallTask) -> None:
+    runner = runner_for(tmp_path, "apk", RunnerSettings(root="phone"))
+    assert_installed(await runner.install(task_for("apk", task.file, package_name="a.b")), "1.0")
+    assert (tmp_path / "phone/a.b/base.apk").exists()
 
 
 async def test_there_is_one_runner_for_each_kind_named(tmp_path: Path) -> None:
