@@ -1,0 +1,5 @@
+"""`python -m terminal` is `lockstep-terminal`."""
+
+from terminal.cli import main
+
+main()

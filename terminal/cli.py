@@ -1,0 +1,653 @@
+"""`lockstep-terminal`: arguments -> client or agent, tables, progress, exit code.
+
+A command is a plain function that returns its exit code (`terminal/targets.py` has the table). What it needs is
+imported when it runs, so that `--help` is quick. Answers go to standard output: tables on a screen, plain lines in a
+pipe, one JSON document with `--json` (`run` prints one a line). Errors go to standard error, one sentence and what to
+do; with `--json` they are the document. Another file adds a command with `@commands.command()` and `@common_options`.
+"""
+
+import asyncio
+import functools
+import os
+import sys
+import traceback
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Concatenate, Final, ParamSpec
+
+import click
+
+from protocol.errors import ConflictError, LockstepError, RefusedError, UnavailableError, UsageError
+
+if TYPE_CHECKING:
+    from protocol.device import DeviceInfo
+    from protocol.messages import TargetRow
+    from terminal.client import Client, SyncWatch
+    from terminal.installers import RunnerSettings
+    from terminal.state import Identity, StateFolder
+    from terminal.tables import Table
+    from terminal.targets import Choice
+
+P = ParamSpec("P")
+
+PASSWORD_CHARACTERS: Final = 1_024
+PROGRAM_NAME: Final = "lockstep-terminal"
+LINES_BESIDE_PROGRESS: Final = 3
+DEBUG_VARIABLE: Final = "LOCKSTEP_DEBUG"
+
+
+# --- where a command runs and what it shows -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What every command is given: its state folder (None: the default one) and whether a program reads its answer."""
+
+    state: Path | None
+    as_json: bool
+
+    def folder(self) -> "StateFolder":
+        """Return the state folder, created when it is not there."""
+        from terminal.state import StateFolder, default_state_path
+
+        return StateFolder(self.state or default_state_path())
+
+    def show(self, answer: Mapping[str, object], shown: "Table | str") -> None:
+        """Print `answer` as JSON, or what is shown of it as words."""
+        if self.as_json:
+            _print_json(answer)
+        elif isinstance(shown, str):
+            click.echo(shown)
+        else:
+            _print_table(shown)
+
+    def tell(self, sentence: str) -> None:
+        """Print a sentence for people, beside the answer; a program does not see it."""
+        if not self.as_json:
+            click.echo(sentence)
+
+
+def common_options(command: Callable[Concatenate[Place, P], int]) -> Callable[..., int]:
+    """Give a command `--state` and `--json`; it gets them as its first argument, a Place."""
+
+    @click.option(
+        "--state",
+        type=click.Path(path_type=Path, file_okay=False),
+        envvar="LOCKSTEP_STATE",
+        metavar="DIR",
+        help="Folder this terminal keeps its state in.  [env: LOCKSTEP_STATE]",
+    )
+    @click.option("--json", "as_json", is_flag=True, help="Answer with JSON.")
+    @functools.wraps(command)
+    def placed(state: Path | None, as_json: bool, *args: P.args, **kwargs: P.kwargs) -> int:
+        return command(Place(state, as_json), *args, **kwargs)
+
+    return placed
+
+
+def _print_json(answer: Mapping[str, object]) -> None:
+    import json
+
+    from terminal.tables import document
+
+    click.echo(json.dumps(document(answer), ensure_ascii=False))
+
+
+def _print_table(table: "Table") -> None:
+    from terminal.tables import plain_text, rich_table
+
+    if not sys.stdout.isatty():
+        click.echo(plain_text(table))
+        return
+    from rich.console import Console
+
+    Console().print(rich_table(table))
+
+
+# --- the device ---------------------------------------------------------------------------------------------------
+
+
+def _local_device(
+    folder: "StateFolder", device_file: Path | None = None
+) -> "tuple[DeviceInfo, dict[str, RunnerSettings]]":
+    """Return this device and its runners' settings: detected, and as its device file says otherwise."""
+    from terminal.detection import detect_device, load_device
+
+    detected = detect_device(folder.path)
+    described = device_file or folder.device_file
+    return load_device(described, detected) if described.exists() else (detected, {})
+
+
+@asynccontextmanager
+async def _client(place: Place) -> "AsyncIterator[Client]":
+    from terminal.client import open_client
+
+    folder = place.folder()
+    folder.identity()  # not logged in: say so before anything is detected
+    async with open_client(folder, device=_local_device(folder)[0]) as client:
+        yield client
+
+
+# --- commands -----------------------------------------------------------------------------------------------------
+
+
+def _print_version(context: click.Context, _parameter: click.Parameter, asked: bool) -> None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    if not asked:
+        return
+    try:
+        number = version("lockstep")
+    except PackageNotFoundError:
+        number = "(not installed, run from its source)"
+    click.echo(f"{PROGRAM_NAME} {number}")
+    context.exit()
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 partly done, 4 log in first, 5 no such device or program, "
+    "6 hub unreachable, 7 still waiting.",
+)
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Print the version."
+)
+def commands() -> None:
+    """Keep the applications on all your devices in step."""
+
+
+@commands.command()
+@click.argument("url")
+@click.option("--account", required=True, metavar="NAME", help="The account this device joins.")
+@click.option("--password-stdin", is_flag=True, help="Read the password from the first line of standard input.")
+@click.option("--name", metavar="NAME", help="What the other devices call this one.  [default: the host name]")
+@click.option(
+    "--device",
+    "device_file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="TOML file that says what kind of device this is, where detection is wrong.",
+)
+@click.option("--insecure-lan", is_flag=True, help="Allow ws:// to a hub in the local network: nothing is encrypted.")
+@click.option(
+    "--ca-file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Certificates (PEM) to trust for wss:// in place of the system's.",
+)
+@click.option("--replace", is_flag=True, help="Log in here although this device is logged in elsewhere.")
+@common_options
+def login(
+    place: Place,
+    url: str,
+    account: str,
+    password_stdin: bool,
+    name: str | None,
+    device_file: Path | None,
+    insecure_lan: bool,
+    ca_file: Path | None,
+    replace: bool,
+) -> int:
+    """Make this device a terminal of an account at the hub at URL.
+
+    The password is used once and not kept: afterwards this device proves itself with its own key.
+    """
+    from terminal.client import enrol
+
+    folder = place.folder()
+    _refuse_other_login(folder, url, account, replace)
+    device, _ = _local_device(folder, device_file)
+    password = _password(password_stdin)
+    identity = asyncio.run(
+        enrol(
+            folder,
+            url,
+            account=account,
+            password=password,
+            name=name or _host_name(),
+            device=device,
+            insecure_lan=insecure_lan,
+            ca_file=ca_file,
+        )
+    )
+    if device_file:
+        _keep_device_file(device_file, folder)
+    place.show(_login_facts(identity), f"Logged in to {url} as {identity.name}, terminal {identity.terminal}.")
+    return 0
+
+
+def _keep_device_file(device_file: Path, folder: "StateFolder") -> None:
+    """Copy the device file into the state folder, where `run` and every other command read it."""
+    temporary = folder.device_file.with_suffix(".new")
+    try:
+        temporary.write_bytes(device_file.read_bytes())
+        temporary.replace(folder.device_file)
+    except OSError as error:
+        raise RefusedError(
+            f"{device_file} cannot be copied to {folder.device_file}: {error.strerror}.",
+            hint="Make room on the disk or mend the permissions, and log in again.",
+            code="state-folder",
+        ) from None
+
+
+def _login_facts(identity: "Identity | None") -> dict[str, str | None]:
+    return {field: getattr(identity, field, None) for field in ("terminal", "name", "account", "url")}
+
+
+def _refuse_other_login(folder: "StateFolder", url: str, account: str, replace: bool) -> None:
+    if replace or not folder.has_identity():
+        return
+    known = folder.identity()
+    if (known.url.rstrip("/"), known.account) != (url.rstrip("/"), account):
+        raise ConflictError(
+            f"This device is logged in to {known.url} as {known.name} of account {known.account}.",
+            hint="Add --replace to log in elsewhere instead, or give another --state folder.",
+            code="already-logged-in",
+        )
+
+
+def _password(from_stdin: bool) -> str:
+    if from_stdin:
+        password = sys.stdin.readline(PASSWORD_CHARACTERS + 2).rstrip("\r\n")
+    elif sys.stdin.isatty():
+        password = click.prompt("Password", hide_input=True, err=True)
+    else:
+        raise UsageError(
+            "There is no screen to ask for the password on.",
+            hint="Add --password-stdin and give it on standard input.",
+        )
+    if not 0 < len(password) <= PASSWORD_CHARACTERS:
+        raise UsageError(f"The password has {len(password)} characters; it needs 1 to {PASSWORD_CHARACTERS}.")
+    return password
+
+
+def _host_name() -> str:
+    import socket
+
+    from protocol.limits import NAME_CHARACTERS
+
+    return socket.gethostname()[:NAME_CHARACTERS] or "unnamed"
+
+
+@commands.command()
+@common_options
+def run(place: Place) -> int:
+    """Keep this device connected and install what is sent to it, until stopped."""
+    return asyncio.run(_run(place))
+
+
+async def _run(place: Place) -> int:
+    from terminal.agent import run_agent
+    from terminal.installers import build_runners
+
+    folder = place.folder()
+    folder.identity()
+    device, settings = _local_device(folder)
+    runners = build_runners(folder.path / "programs", device.installer_kinds, settings)
+    stop = asyncio.Event()
+    with _stopped_by_signals(stop):
+        await run_agent(folder, device, runners, on_event=functools.partial(_show_event, place), stop=stop)
+    return 0
+
+
+def _show_event(place: Place, kind: str, sentence: str) -> None:
+    from terminal.tables import printable
+
+    time = datetime.now(UTC).isoformat(timespec="milliseconds")
+    place.show({"event": kind, "message": sentence, "time": time}, printable(sentence))
+
+
+@contextmanager
+def _stopped_by_signals(stop: asyncio.Event) -> Iterator[None]:
+    """Set `stop` when SIGTERM or SIGINT comes, in place of what they would do."""
+    import signal
+
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    # Not loop.add_signal_handler, which Windows lacks. The loop wakes for a signal by itself.
+    before = [signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop.set)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+@commands.command()
+@common_options
+def devices(place: Place) -> int:
+    """List the account's devices."""
+    return asyncio.run(_devices(place))
+
+
+async def _devices(place: Place) -> int:
+    from terminal.tables import devices_table
+
+    async with _client(place) as client:
+        rows = await client.devices()
+        this = client.identity.terminal
+    place.show({"this_terminal": this, "devices": rows}, devices_table(rows, this=this, now=_now()))
+    return 0
+
+
+@commands.command()
+@click.argument("query", default="")
+@common_options
+def programs(place: Place, query: str) -> int:
+    """List the programs that can be sent; QUERY is part of an id or title."""
+    return asyncio.run(_programs(place, query))
+
+
+async def _programs(place: Place, query: str) -> int:
+    from terminal.tables import programs_table
+
+    async with _client(place) as client:
+        rows = await client.programs(query)
+        known = await client.devices()
+    place.show({"programs": rows}, programs_table(rows, known))
+    return 0
+
+
+_to_option = click.option(
+    "--to",
+    multiple=True,
+    required=True,
+    metavar="NAME|ID|all",
+    help="A target, or several parted by commas; may be given again. all: every other device.",
+)
+_version_option = click.option("--version", default="", metavar="V", help="This version.  [default: the newest]")
+
+
+@commands.command()
+@click.argument("program")
+@_to_option
+@_version_option
+@common_options
+def plan(place: Place, program: str, to: tuple[str, ...], version: str) -> int:
+    """Say what `sync` would send to each target and why; send nothing."""
+    return asyncio.run(_plan(place, program, to, version))
+
+
+async def _plan(place: Place, program: str, to: tuple[str, ...], version: str) -> int:
+    from terminal.tables import plan_table
+
+    async with _client(place) as client:
+        choice = await _choice(client, to)
+        rows = await client.plan(program, targets=choice.targets, everyone=choice.everyone, version=version)
+    place.show({"program": program, "targets": rows}, plan_table(rows))
+    return 0
+
+
+async def _choice(client: "Client", to: tuple[str, ...]) -> "Choice":
+    from terminal.targets import choose_targets
+
+    return choose_targets(to, await client.devices())
+
+
+@commands.command()
+@click.argument("program")
+@_to_option
+@_version_option
+@click.option(
+    "--timeout",
+    "timeout_seconds",
+    type=click.FloatRange(min=0),
+    default=600,
+    show_default=True,
+    metavar="SECONDS",
+    help="Wait this long at most.",
+)
+@click.option("--no-wait", is_flag=True, help="Return as soon as the hub has accepted the sync.")
+@common_options
+def sync(place: Place, program: str, to: tuple[str, ...], version: str, timeout_seconds: float, no_wait: bool) -> int:
+    """Bring PROGRAM to other devices, and wait until every one that is online has it.
+
+    A device that is offline gets it when it comes back; it is not waited for. Ctrl-C leaves the sync to the hub.
+    """
+    return asyncio.run(_sync(place, program, to, version, None if no_wait else timeout_seconds))
+
+
+async def _sync(place: Place, program: str, to: tuple[str, ...], version: str, timeout_seconds: float | None) -> int:
+    from terminal.targets import sync_exit_code
+
+    async with _client(place) as client:
+        choice = await _choice(client, to)
+        watch = await client.sync(program, targets=choice.targets, everyone=choice.everyone, version=version)
+        place.tell(f"Sync {watch.sync} of {watch.program} is accepted.")
+        if timeout_seconds is not None:
+            with _left_to_the_hub(place, watch):
+                await _wait(place, watch, timeout_seconds)
+    code = sync_exit_code(watch.targets.values(), waits=timeout_seconds is not None)
+    _show_sync(place, watch, code)
+    return code
+
+
+@contextmanager
+def _left_to_the_hub(place: Place, watch: "SyncWatch") -> Iterator[None]:
+    """Whatever ends the waiting early, say that the sync goes on and where to look."""
+    from terminal.targets import ExitCode
+
+    goes_on = f"The sync goes on at the hub; see it with `{PROGRAM_NAME} history {watch.sync}`."
+    try:
+        yield
+    except asyncio.CancelledError:  # Ctrl-C: asyncio.run cancels, then raises KeyboardInterrupt
+        click.echo(f"No longer watching. {goes_on}", err=True)
+        if place.as_json:
+            _show_sync(place, watch, ExitCode.INTERRUPTED)
+        raise
+    except UnavailableError as error:
+        raise UnavailableError(error.message, hint=goes_on, code=error.code) from error
+
+
+async def _wait(place: Place, watch: "SyncWatch", timeout_seconds: float) -> None:
+    """Show each change until no target is waited for, or the time is over."""
+    from terminal.targets import is_waited_for
+
+    with _progress(place) as show:
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                async for _ in watch.changes():
+                    show(tuple(watch.targets.values()))
+                    if not is_waited_for(watch.targets.values()):
+                        return
+        except TimeoutError:
+            return
+
+
+@contextmanager
+def _progress(place: Place) -> "Iterator[Callable[[Sequence[TargetRow]], None]]":
+    """Give a callable that shows targets as they are now: nothing with JSON, bars on a screen, lines in a pipe."""
+    if place.as_json:
+        yield lambda _: None
+    elif sys.stdout.isatty():
+        with _bars() as show:
+            yield show
+    else:
+        yield _Lines().show
+
+
+@contextmanager
+def _bars() -> "Iterator[Callable[[Sequence[TargetRow]], None]]":
+    from rich.live import Live
+
+    from terminal.tables import progress_view
+
+    with Live(refresh_per_second=4, transient=True) as live:
+        rows = live.console.height - LINES_BESIDE_PROGRESS
+        yield lambda targets: live.update(progress_view(targets, rows=rows))
+
+
+class _Lines:
+    """Prints one line per target whenever it has come to another state."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, TargetRow] = {}
+
+    def show(self, targets: "Sequence[TargetRow]") -> None:
+        from terminal.tables import changed_lines
+
+        for line in changed_lines(self._before, targets):
+            click.echo(line)
+        self._before = {row.terminal: row for row in targets}
+
+
+def _show_sync(place: Place, watch: "SyncWatch", code: int) -> None:
+    from terminal.tables import summary, targets_table
+    from terminal.targets import has_ended
+
+    rows = tuple(watch.targets.values())
+    if place.as_json:
+        outcome = {"ended": watch.ended, "outcome": watch.outcome, "exit_code": int(code)}
+        _print_json({"sync": watch.sync, "program": watch.program, **outcome, "targets": rows})
+        return
+    _print_table(targets_table(rows))
+    click.echo(summary(rows))
+    if not has_ended(rows):
+        click.echo(f"See it later with `{PROGRAM_NAME} history {watch.sync}`.")
+
+
+@commands.command()
+@click.argument("sync_id", metavar="[SYNC]", default="")
+@common_options
+def history(place: Place, sync_id: str) -> int:
+    """List the account's newest syncs, or the targets of one SYNC as they stand."""
+    return asyncio.run(_targets(place, sync_id) if sync_id else _history(place))
+
+
+async def _history(place: Place) -> int:
+    from terminal.tables import history_table
+
+    async with _client(place) as client:
+        rows = await client.history()
+    place.show({"syncs": rows}, history_table(rows, now=_now()))
+    return 0
+
+
+async def _targets(place: Place, sync_id: str) -> int:
+    from terminal.tables import targets_table
+
+    async with _client(place) as client:
+        rows = await client.sync_result(sync_id)
+    place.show({"sync": sync_id, "targets": rows}, targets_table(rows))
+    return 0
+
+
+@commands.command()
+@click.argument("sync_id", metavar="SYNC")
+@common_options
+def cancel(place: Place, sync_id: str) -> int:
+    """End what SYNC has not begun to install."""
+    return asyncio.run(_cancel(place, sync_id))
+
+
+async def _cancel(place: Place, sync_id: str) -> int:
+    async with _client(place) as client:
+        result = await client.cancel(sync_id)
+    answer = {"sync": result.sync, "cancelled": result.cancelled, "too_late": result.too_late}
+    place.show(answer, f"{result.cancelled} cancelled, {result.too_late} too late (installing or ended already).")
+    return 0
+
+
+@commands.group()
+def device() -> None:
+    """Show or rename this device."""
+
+
+@device.command()
+@common_options
+def show(place: Place) -> int:
+    """Show what this device tells the others of itself."""
+    from terminal.tables import document, facts_table
+
+    folder = place.folder()
+    identity = folder.identity() if folder.has_identity() else None
+    facts = {**_login_facts(identity), "state_folder": str(folder.path)}
+    info = _local_device(folder)[0]
+    place.show({**facts, "device": info}, facts_table({**facts, **document(info)}))
+    return 0
+
+
+@device.command()
+@click.argument("name")
+@common_options
+def rename(place: Place, name: str) -> int:
+    """Have the other devices call this one NAME."""
+    return asyncio.run(_rename(place, name))
+
+
+async def _rename(place: Place, name: str) -> int:
+    async with _client(place) as client:
+        await client.rename(name)
+        terminal = client.identity.terminal
+    place.show({"terminal": terminal, "name": name}, f"This device is now called {name}.")
+    return 0
+
+
+def _now() -> datetime:
+    return datetime.now(UTC).astimezone()
+
+
+# --- the border: exceptions -> one sentence and an exit code ------------------------------------------------------
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Run one command line (without the program's name) and return its exit code; never raises."""
+    as_json = "--json" in arguments
+    try:
+        code = commands.main(list(arguments), prog_name=PROGRAM_NAME, standalone_mode=False)
+    except LockstepError as error:
+        return _show_error(error, as_json)
+    except click.ClickException as error:
+        return _show_click_error(error, as_json)
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except Exception as error:
+        return _show_internal_error(error, as_json)
+    return int(code or 0)
+
+
+def _show_error(error: LockstepError, as_json: bool) -> int:
+    from terminal.targets import error_exit_code
+
+    _print_error(error.code, error.message, error.hint, as_json)
+    return error_exit_code(error)
+
+
+def _show_click_error(error: click.ClickException, as_json: bool) -> int:
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(error.format_message(), err=True)
+        return error.exit_code
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    command = context.command_path if context else PROGRAM_NAME
+    _print_error("usage", error.format_message(), f"`{command} --help` says more.", as_json)
+    return error.exit_code
+
+
+def _show_internal_error(error: Exception, as_json: bool) -> int:
+    if os.environ.get(DEBUG_VARIABLE) == "1":
+        traceback.print_exc()
+    hint = f"Please report it; {DEBUG_VARIABLE}=1 shows where it happened."
+    _print_error("internal", f"internal error: {type(error).__name__}: {error}", hint, as_json)
+    return 1
+
+
+def _print_error(code: str, message: str, hint: str, as_json: bool) -> None:
+    from terminal.tables import printable
+
+    if as_json:
+        _print_json({"error": {"code": code, "message": message, "hint": hint}})
+    else:
+        click.echo(printable(f"Error: {message} {hint}"), err=True)
+
+
+def main() -> None:
+    """Run the command line this process was started with."""
+    import io
+
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name the screen's encoding lacks is no reason to fail
+    sys.exit(run_command(sys.argv[1:]))
