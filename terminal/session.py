@@ -1,0 +1,548 @@
+"""The brain of a terminal's connection: pure, `handle(event, now) -> list[Action]`. No socket, file, callback or clock.
+
+What an action brings back returns as an event. The opening, the inventory and unsent reports after `welcome`, the
+device list, and one delivery at a time are decided here; a delivery's steps follow each other in this order:
+
+    offer -> Begin -> AddPage, once a page -> Prepare -> want -> Write, once a frame -> Verify -> Install -> report
+
+Each offer taken gets a number (`serial`); what comes back of an older one is ignored. Bytes of frames pass through in
+`Write` and are not kept. Errors raised: ProtocolError for a message that breaks `lockstep.v1`, RefusedError for a hub
+that cannot prove to be the one this terminal enrolled at.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final, TypeAlias
+
+from msgspec import Struct
+
+from protocol import keys, life, limits, messages
+from protocol.conversation import Conversation, Phase, Side
+from protocol.device import DeviceInfo
+from protocol.errors import ProtocolError, RefusedError
+from protocol.messages import AnyMessage, DeviceRow, InstalledProgram, Message, Offer, Run
+from terminal.devicelist import DeviceList
+
+VERSION: Final = "lockstep.v1"
+
+# --- how a connection opens -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolling:
+    """A device becomes a terminal of `account`. `host` and `port` are those of the URL as dialled."""
+
+    account: str
+    password: str
+    name: str
+    device: DeviceInfo
+    signing_key: keys.SigningKey
+    sealing_key: bytes
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoggingIn:
+    """A terminal comes back. `hub_key` is the hub's key as pinned at enrolment."""
+
+    terminal: str
+    hub_key: bytes
+    device: DeviceInfo
+    signing_key: keys.SigningKey
+    receives: bool
+    host: str
+    port: int
+
+
+# --- events -----------------------------------------------------------------------------------------------------------
+
+
+class Connected(Struct, frozen=True):
+    """The socket is open."""
+
+
+class Heard(Struct, frozen=True):
+    """The hub said `message`."""
+
+    message: AnyMessage
+
+
+class Ask(Struct, frozen=True):
+    """Someone on this terminal wants `message`, a request with its id, sent."""
+
+    message: Message
+
+
+class PageAdded(Struct, frozen=True):
+    """A manifest page was right; `last` says that the manifest is whole."""
+
+    serial: int
+    last: bool
+
+
+class Fetched(Struct, frozen=True):
+    """Prepared or wrote: `frames` written since the offer, `done` bytes held, `want` the runs to ask for now."""
+
+    serial: int
+    frames: int
+    done: int
+    want: tuple[Run, ...]
+    complete: bool
+
+
+class Verified(Struct, frozen=True):
+    """The whole file was read again, is right and is where the runner finds it."""
+
+    serial: int
+
+
+class InstallEnded(Struct, frozen=True):
+    """The runner has ended; `version` is what the system says it has."""
+
+    serial: int
+    ok: bool
+    reason: str
+    detail: str
+    version: str
+
+
+class StepFailed(Struct, frozen=True):
+    """A step before installing could not be done."""
+
+    serial: int
+    reason: str
+    detail: str
+
+
+Event: TypeAlias = Connected | Heard | Ask | PageAdded | Fetched | Verified | InstallEnded | StepFailed
+
+# --- actions ----------------------------------------------------------------------------------------------------------
+
+
+class Say(Struct, frozen=True):
+    """Send `message` to the hub."""
+
+    message: Message
+
+
+class Welcomed(Struct, frozen=True):
+    """Logged in; `hub_key` is the key the hub has proved to hold."""
+
+    welcome: messages.Welcome
+    hub_key: bytes
+
+
+class HubRefused(Struct, frozen=True):
+    """The hub ends the connection and says why."""
+
+    error: messages.Error
+
+
+class Deliver(Struct, frozen=True):
+    """Hand `message` to whoever asked for it, or, unasked, to whoever listens."""
+
+    message: AnyMessage
+
+
+class KeepDevices(Struct, frozen=True):
+    """The whole device list is known as of `revision`."""
+
+    epoch: str
+    revision: int
+    rows: tuple[DeviceRow, ...]
+
+
+class AskDevices(Struct, frozen=True):
+    """There is a gap in the device list: request the whole of it."""
+
+
+class Begin(Struct, frozen=True):
+    """Make room for what `offer` brings."""
+
+    serial: int
+    offer: Offer
+
+
+class AddPage(Struct, frozen=True):
+    """Check a manifest page."""
+
+    serial: int
+    page: messages.ManifestPage
+
+
+class Prepare(Struct, frozen=True):
+    """Find out what of the object is on disk already."""
+
+    serial: int
+
+
+class Write(Struct, frozen=True):
+    """Check a frame and write it."""
+
+    serial: int
+    frame: messages.Chunks
+
+
+class Verify(Struct, frozen=True):
+    """Read the whole file again."""
+
+    serial: int
+
+
+class Install(Struct, frozen=True):
+    """Run the installer of the offer and ask the system what it has then."""
+
+    serial: int
+    offer: Offer
+
+
+class Abandon(Struct, frozen=True):
+    """Stop working on an offer; `discard` its partial file when its content was wrong."""
+
+    serial: int
+    discard: bool
+
+
+class Record(Struct, frozen=True):
+    """Keep on disk that `program` is installed."""
+
+    program: InstalledProgram
+
+
+class KeepReport(Struct, frozen=True):
+    """Keep a final report on disk until the hub has noted it."""
+
+    report: messages.State
+
+
+class DropReport(Struct, frozen=True):
+    """The hub has noted a report."""
+
+    delivery: str
+    state: str
+
+
+DeliveryAction: TypeAlias = (
+    Begin | AddPage | Prepare | Write | Verify | Install | Abandon | Record | KeepReport | DropReport
+)
+Action: TypeAlias = Say | Welcomed | HubRefused | Deliver | KeepDevices | AskDevices | DeliveryAction
+
+# --- the session ------------------------------------------------------------------------------------------------------
+
+
+class _Step(Enum):
+    PAGES = "pages"
+    PREPARING = "preparing"
+    FETCHING = "fetching"
+    VERIFYING = "verifying"
+    INSTALLING = "installing"
+
+
+@dataclass(slots=True)
+class _Current:
+    """The delivery under way."""
+
+    serial: int
+    offer: Offer
+    step: _Step = _Step.PAGES
+
+
+class Session:
+    """One connection's brain. `nonce` is 32 fresh random bytes; `inventory` and `reports` are what is on disk."""
+
+    def __init__(
+        self,
+        opening: Enrolling | LoggingIn,
+        nonce: bytes,
+        *,
+        inventory: tuple[InstalledProgram, ...] = (),
+        reports: tuple[messages.State, ...] = (),
+    ) -> None:
+        self.devices = DeviceList()
+        self._opening = opening
+        self._nonce = nonce
+        self._hub_key = b""
+        self._inventory = {program.program: program for program in inventory}
+        self._reports = reports
+        self._receives = isinstance(opening, LoggingIn) and opening.receives
+        self._conversation = Conversation()
+        self._current: _Current | None = None
+        self._serial = 0
+
+    @property
+    def open(self) -> bool:
+        """Whether requests may be sent."""
+        return self._conversation.phase is Phase.OPEN
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """Return what `event` asks to be done, in order. Raises ProtocolError and RefusedError; then hang up."""
+        match event:
+            case Connected():
+                return [self._say(messages.Hello(nonce=self._nonce, versions=(VERSION,)))]
+            case Heard(message):
+                self._conversation.said(Side.HUB, message)
+                hear: Callable[[Session, Any], list[Action]] = _HEAR.get(type(message), Session._deliver)
+                return hear(self, message)
+            case Ask(message):
+                return [self._say(message)]
+            case _:
+                return self._step_ended(event)
+
+    def _say(self, message: Message) -> Say:
+        self._conversation.said(Side.TERMINAL, message)
+        return Say(message)
+
+    def _deliver(self, message: AnyMessage) -> list[Action]:
+        return [Deliver(message)]
+
+    # --- opening ------------------------------------------------------------------------------------------------------
+
+    def _challenged(self, challenge: messages.Challenge) -> list[Action]:
+        if challenge.version != VERSION:
+            raise ProtocolError(f"The hub chose version {challenge.version!r}; this terminal offered {VERSION!r}.")
+        self._check_hub(challenge)
+        self._hub_key = challenge.hub_key
+        return [self._say(self._proof(challenge.nonce))]
+
+    def _check_hub(self, challenge: messages.Challenge) -> None:
+        opening = self._opening
+        if isinstance(opening, LoggingIn) and challenge.hub_key != opening.hub_key:
+            raise RefusedError(
+                f"The hub at {opening.host}:{opening.port} is not the one this terminal knows: its key has changed.",
+                hint="If the hub was set up anew, log in again; if not, do not: someone may be answering in its place.",
+                code="hub-key-changed",
+            )
+        signed = keys.challenge_bytes(terminal_nonce=self._nonce, hub_nonce=challenge.nonce, hub_key=challenge.hub_key)
+        if not keys.verifies(challenge.hub_key, challenge.signature, signed):
+            raise RefusedError(
+                f"The hub at {opening.host}:{opening.port} could not prove that it holds its key.",
+                hint="Something between this terminal and the hub answers in its place; check the address.",
+                code="bad-hub-signature",
+            )
+
+    def _proof(self, hub_nonce: bytes) -> Message:
+        opening = self._opening
+        if isinstance(opening, Enrolling):
+            return self._enrol(opening, hub_nonce)
+        signed = keys.login_bytes(
+            terminal_nonce=self._nonce,
+            hub_nonce=hub_nonce,
+            hub_key=opening.hub_key,
+            terminal=opening.terminal,
+            host=opening.host,
+            port=opening.port,
+        )
+        return messages.Login(
+            terminal=opening.terminal,
+            receives=opening.receives,
+            device=opening.device,
+            host=opening.host,
+            port=opening.port,
+            signature=opening.signing_key.sign(signed),
+        )
+
+    def _enrol(self, opening: Enrolling, hub_nonce: bytes) -> messages.Enrol:
+        signed = keys.enrol_bytes(
+            terminal_nonce=self._nonce,
+            hub_nonce=hub_nonce,
+            hub_key=self._hub_key,
+            account=opening.account,
+            sealing_key=opening.sealing_key,
+            host=opening.host,
+            port=opening.port,
+        )
+        return messages.Enrol(
+            account=opening.account,
+            password=opening.password,
+            name=opening.name,
+            device=opening.device,
+            device_key=opening.signing_key.public,
+            sealing_key=opening.sealing_key,
+            host=opening.host,
+            port=opening.port,
+            signature=opening.signing_key.sign(signed),
+        )
+
+    def _welcomed(self, welcome: messages.Welcome) -> list[Action]:
+        actions: list[Action] = [Welcomed(welcome, self._hub_key)]
+        if self._receives:
+            actions += [self._say_inventory(), *map(self._say, self._reports)]
+        return actions
+
+    def _refused(self, error: messages.Error) -> list[Action]:
+        return [Deliver(error)] if error.re else [HubRefused(error)]
+
+    # --- presence and syncs -------------------------------------------------------------------------------------------
+
+    def _devices_came(self, page: messages.Devices) -> list[Action]:
+        whole = self.devices.add_page(page)
+        kept = [KeepDevices(self.devices.epoch, self.devices.revision, self.devices.rows)] if whole else []
+        return [*kept, Deliver(page)]
+
+    def _devices_changed(self, changes: messages.DeviceChanges) -> list[Action]:
+        if self.devices.change(changes):
+            return [Deliver(changes)]
+        return [AskDevices()] if self.devices.should_ask() else []
+
+    def _sync_done(self, done: messages.SyncDone) -> list[Action]:
+        return [self._say(messages.Noted(of=done.sync)), Deliver(done)]
+
+    def _noted(self, noted: messages.Noted) -> list[Action]:
+        return [DropReport(noted.of, noted.state)]
+
+    # --- a delivery ---------------------------------------------------------------------------------------------------
+
+    def _offered(self, offer: Offer) -> list[Action]:
+        if not self._receives:
+            return [self._refusal(offer, "not-receiving", "This connection only asks; it installs nothing.")]
+        current = self._current
+        if current and current.step is _Step.INSTALLING:
+            return [self._refusal(offer, "busy", f"{current.offer.installer.program} is being installed.")]
+        dropped: list[Action] = [Abandon(current.serial, discard=False)] if current else []
+        self._current = None
+        if self._is_installed(offer):
+            return [*dropped, *self._already_there(offer)]
+        self._serial += 1
+        self._current = _Current(self._serial, offer)
+        return [*dropped, Begin(self._serial, offer)]
+
+    def _is_installed(self, offer: Offer) -> bool:
+        have = self._inventory.get(offer.installer.program)
+        return have is not None and (have.digest, have.version) == (offer.object, offer.installer.version)
+
+    def _already_there(self, offer: Offer) -> list[Action]:
+        """Report a delivery done again whose first report was lost; the life table wants each state on the way."""
+        return [
+            self._say_state(offer, life.State.VERIFYING),
+            self._say_state(offer, life.State.INSTALLING),
+            *self._report(
+                messages.State(delivery=offer.delivery, state=life.State.DONE, version=offer.installer.version)
+            ),
+        ]
+
+    def _page_came(self, page: messages.ManifestPage) -> list[Action]:
+        current = self._current
+        if current is None or current.offer.object != page.object or current.step is not _Step.PAGES:
+            return []
+        return [AddPage(current.serial, page)]
+
+    def _frame_came(self, frame: messages.Chunks) -> list[Action]:
+        current = self._current
+        if current is None or current.offer.object != frame.object or current.step is not _Step.FETCHING:
+            return []  # of an offer that was replaced or withdrawn
+        return [Write(current.serial, frame)]
+
+    def _withdrawn(self, withdraw: messages.Withdraw) -> list[Action]:
+        current = self._current
+        if current is None or current.offer.delivery != withdraw.delivery or current.step is _Step.INSTALLING:
+            return []
+        self._current = None
+        return [Abandon(current.serial, discard=False)]
+
+    def _step_ended(self, event: PageAdded | Fetched | Verified | InstallEnded | StepFailed) -> list[Action]:
+        current = self._current
+        if current is None or event.serial != current.serial:
+            return []
+        match event:
+            case PageAdded(last=last):
+                return self._page_added(current, last)
+            case Fetched():
+                return self._fetched(current, event)
+            case Verified():
+                current.step = _Step.INSTALLING
+                received = self._say(messages.Received(object=current.offer.object))
+                installing = self._say_state(current.offer, life.State.INSTALLING)
+                return [received, installing, Install(current.serial, current.offer)]
+            case InstallEnded():
+                return self._install_ended(current, event)
+            case StepFailed(_, reason, detail):
+                return self._step_failed(current, reason, detail)
+
+    def _page_added(self, current: _Current, last: bool) -> list[Action]:
+        if not last:
+            return []
+        current.step = _Step.PREPARING
+        return [Prepare(current.serial)]
+
+    def _fetched(self, current: _Current, fetched: Fetched) -> list[Action]:
+        actions: list[Action] = []
+        if fetched.frames:
+            actions.append(
+                self._say(messages.Progress(object=current.offer.object, frames=fetched.frames, done=fetched.done))
+            )
+        if fetched.complete:
+            current.step = _Step.VERIFYING
+            return [*actions, self._say_state(current.offer, life.State.VERIFYING), Verify(current.serial)]
+        current.step = _Step.FETCHING
+        if fetched.want:
+            actions.append(self._say(messages.Want(object=current.offer.object, runs=fetched.want)))
+        return actions
+
+    def _install_ended(self, current: _Current, ended: InstallEnded) -> list[Action]:
+        self._current = None
+        if not ended.ok:
+            failure = _failure(current.offer, ended.reason, ended.detail)
+            return [self._say_inventory(), *self._report(failure)]
+        installer = current.offer.installer
+        program = InstalledProgram(
+            program=installer.program,
+            package_name=installer.package_name,
+            version=ended.version,
+            installer_kind=installer.installer_kind,
+            digest=current.offer.object,
+        )
+        self._inventory[program.program] = program
+        done = messages.State(delivery=current.offer.delivery, state=life.State.DONE, version=ended.version)
+        return [Record(program), self._say_inventory(), *self._report(done)]
+
+    def _step_failed(self, current: _Current, reason: str, detail: str) -> list[Action]:
+        self._current = None
+        return [
+            Abandon(current.serial, discard=reason != "no-space"),
+            self._refusal(current.offer, reason, detail),
+            *self._report(_failure(current.offer, reason, detail)),
+        ]
+
+    def _say_inventory(self) -> Say:
+        programs = tuple(self._inventory[name] for name in sorted(self._inventory))
+        return self._say(messages.Inventory(programs=programs[: limits.INVENTORY_PROGRAMS]))
+
+    def _say_state(self, offer: Offer, state: life.State) -> Say:
+        return self._say(messages.State(delivery=offer.delivery, state=state))
+
+    def _report(self, report: messages.State) -> list[Action]:
+        return [KeepReport(report), self._say(report)]
+
+    def _refusal(self, offer: Offer, reason: str, detail: str) -> Say:
+        return self._say(messages.Refused(object=offer.object, reason=reason[:64], detail=_bounded(detail)))
+
+
+def _failure(offer: Offer, reason: str, detail: str) -> messages.State:
+    return messages.State(
+        delivery=offer.delivery,
+        state=life.State.FAILED,
+        reason=reason[: limits.NAME_CHARACTERS],
+        detail=_bounded(detail),
+    )
+
+
+def _bounded(text: str) -> str:
+    return text if len(text) <= limits.TEXT_CHARACTERS else text[: limits.TEXT_CHARACTERS - 1] + "…"
+
+
+# What the hub may say and who hears it; every other message goes to whoever asked or listens.
+_HEAR: Final[dict[type[Message], Callable[[Session, Any], list[Action]]]] = {
+    messages.Challenge: Session._challenged,
+    messages.Welcome: Session._welcomed,
+    messages.Error: Session._refused,
+    messages.Devices: Session._devices_came,
+    messages.DeviceChanges: Session._devices_changed,
+    messages.SyncDone: Session._sync_done,
+    messages.Noted: Session._noted,
+    messages.Offer: Session._offered,
+    messages.ManifestPage: Session._page_came,
+    messages.Chunks: Session._frame_came,
+    messages.Withdraw: Session._withdrawn,
+}

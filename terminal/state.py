@@ -1,0 +1,306 @@
+"""What a terminal keeps on disk: its identity, what it has installed, reports the hub has not noted yet.
+
+One folder (0700), one small JSON file (0600) for each. Every write goes to a temporary file in the same folder, is
+flushed to the disk and put in place in one step, so a file is always either the old or the new one. One process at a
+time may act as the terminal; it holds a lock (flock) on the file `lock`.
+"""
+
+import contextlib
+import fcntl
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from protocol.device import DeviceInfo
+from protocol.errors import BadFileError, NotLoggedInError, RefusedError, UsageError
+from protocol.keys import SealingKey, SigningKey
+from protocol.messages import DeviceRow, InstalledProgram, Offer, State
+
+REPORTS_KEPT: Final = 1_024
+FILE_BYTES: Final = 16 * 1024 * 1024
+_LOCK_TRIES: Final = 5
+_LOCK_RETRY_SECONDS: Final = 0.01
+
+Value = TypeVar("Value")
+
+
+class Identity(Struct, frozen=True, kw_only=True):
+    """Who this terminal is and at which hub. Seeds are private keys: never sent, never logged.
+
+    `hub_key` is the hub's public key, pinned at enrolment. `insecure_lan` and `ca_file` are how the hub was dialled.
+    """
+
+    url: str
+    account: str
+    terminal: str
+    name: str
+    hub_key: bytes
+    device_seed: bytes
+    sealing_seed: bytes
+    insecure_lan: bool = False
+    ca_file: str = ""
+
+    def __repr__(self) -> str:
+        return f"Identity({self.terminal!r} at {self.url!r})"
+
+
+class Seeds(Struct, frozen=True, kw_only=True):
+    """A device's private keys for an account, kept from before they are first used."""
+
+    account: str
+    device_seed: bytes
+    sealing_seed: bytes
+
+    def __repr__(self) -> str:
+        return f"Seeds({self.account!r})"
+
+
+class SavedDevices(Struct, frozen=True, kw_only=True):
+    """The account's device list as last seen."""
+
+    epoch: str
+    revision: int
+    rows: tuple[DeviceRow, ...]
+
+
+class StateFolder:
+    """The folder of one terminal; created when it is not there. Raises UsageError when it cannot be used."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        for folder in (self.path, self.downloads, self.installed):
+            try:
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                raise UsageError(
+                    f"The state folder {self.path} cannot be created: {error.strerror}.",
+                    hint="Name another one with LOCKSTEP_STATE.",
+                ) from None
+
+    @property
+    def device_file(self) -> Path:
+        """A copy of the device file given at login."""
+        return self.path / "device.toml"
+
+    @property
+    def agent_socket(self) -> Path:
+        """Where the running agent listens."""
+        return self.path / "agent.socket"
+
+    @property
+    def downloads(self) -> Path:
+        """Partial files, each named by the digest of the whole in hex."""
+        return self.path / "downloads"
+
+    @property
+    def installed(self) -> Path:
+        """Verified installers, each named by its digest in hex."""
+        return self.path / "installed"
+
+    # --- who this is --------------------------------------------------------------------------------------------------
+
+    def identity(self) -> Identity:
+        """Return who this terminal is. Raises NotLoggedInError before the first login, BadFileError."""
+        identity = self._read("identity.json", Identity)
+        if identity is None:
+            raise NotLoggedInError(
+                "This device is not logged in to a hub.",
+                hint="Run `lockstep-terminal login URL --account NAME` first.",
+            )
+        return identity
+
+    def has_identity(self) -> bool:
+        """Return whether this terminal has logged in before."""
+        return (self.path / "identity.json").exists()
+
+    def save_identity(self, identity: Identity) -> None:
+        """Keep who this terminal is."""
+        self._write("identity.json", identity)
+
+    def device(self) -> DeviceInfo | None:
+        """Return the device info last reported, or None. Raises BadFileError."""
+        return self._read("device.json", DeviceInfo)
+
+    def save_device(self, device: DeviceInfo) -> None:
+        """Keep the device info this terminal reports."""
+        self._write("device.json", device)
+
+    def seeds(self, account: str) -> Seeds:
+        """Return this device's keys for `account`, made and kept when there are none.
+
+        An enrolment that was interrupted is repeated with the same keys and so gives the same terminal.
+        """
+        kept = self._read("keys.json", Seeds)
+        if kept is not None and kept.account == account:
+            return kept
+        made = Seeds(account=account, device_seed=SigningKey.generate().seed, sealing_seed=SealingKey.generate().seed)
+        self._write("keys.json", made)
+        return made
+
+    # --- the lock -----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Be the one process that acts as this terminal. Raises RefusedError (code `in-use`) when another is."""
+        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            # `is_locked` of another process holds it for a moment.
+            if not any(_take(descriptor, fcntl.LOCK_EX, attempt) for attempt in range(_LOCK_TRIES)):
+                raise RefusedError(
+                    f"Another process already acts as this terminal (state folder {self.path}).",
+                    hint="Stop it, or use another state folder with LOCKSTEP_STATE.",
+                    code="in-use",
+                )
+            yield
+        finally:
+            os.close(descriptor)
+
+    def is_locked(self) -> bool:
+        """Return whether a process acts as this terminal now."""
+        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            return not _take(descriptor, fcntl.LOCK_SH, 0)
+        finally:
+            os.close(descriptor)
+
+    # --- what is installed, what is to be reported --------------------------------------------------------------------
+
+    def inventory(self) -> tuple[InstalledProgram, ...]:
+        """Return the programs Lockstep installed here. Raises BadFileError."""
+        return self._read("inventory.json", tuple[InstalledProgram, ...]) or ()
+
+    def record_installed(self, program: InstalledProgram) -> None:
+        """Keep that `program` is installed, in place of an older record of it."""
+        others = tuple(one for one in self.inventory() if one.program != program.program)
+        self._write("inventory.json", (*others, program))
+
+    def forget_installed(self, program: str) -> None:
+        """Keep that the program with this id is no longer installed."""
+        self._write("inventory.json", tuple(one for one in self.inventory() if one.program != program))
+
+    def reports(self) -> tuple[State, ...]:
+        """Return the reports the hub has not noted, oldest first. Raises BadFileError."""
+        return self._read("reports.json", tuple[State, ...]) or ()
+
+    def add_report(self, report: State) -> None:
+        """Keep a report until it is noted, in place of an older one of its delivery; at most `REPORTS_KEPT`."""
+        others = tuple(one for one in self.reports() if one.delivery != report.delivery)
+        self._write("reports.json", (*others, report)[-REPORTS_KEPT:])
+
+    def drop_report(self, delivery: str, state: str) -> None:
+        """Forget a report that was noted."""
+        before = self.reports()
+        after = tuple(one for one in before if (one.delivery, one.state) != (delivery, state))
+        if after != before:
+            self._write("reports.json", after)
+
+    def clear_reports(self) -> None:
+        """Forget all reports: they are for another hub or terminal."""
+        self._write("reports.json", ())
+
+    def installing(self) -> Offer | None:
+        """Return the offer whose installation was begun and has not ended as far as is known. Raises BadFileError."""
+        return self._read("installing.json", Offer)
+
+    def mark_installing(self, offer: Offer) -> None:
+        """Keep that the installation of `offer` begins now, so that a crash in the middle is noticed."""
+        self._write("installing.json", offer)
+
+    def clear_installing(self) -> None:
+        """Forget the mark: the installation has ended and its outcome is kept."""
+        (self.path / "installing.json").unlink(missing_ok=True)
+
+    # --- devices ------------------------------------------------------------------------------------------------------
+
+    def save_devices(self, epoch: str, revision: int, rows: tuple[DeviceRow, ...]) -> None:
+        """Keep the account's device list as last seen."""
+        self._write("devices.json", SavedDevices(epoch=epoch, revision=revision, rows=rows))
+
+    def devices(self) -> SavedDevices | None:
+        """Return the account's device list as last seen, or None. Raises BadFileError."""
+        return self._read("devices.json", SavedDevices)
+
+    # --- files --------------------------------------------------------------------------------------------------------
+
+    def _read(self, name: str, kind: type[Value]) -> Value | None:
+        path = self.path / name
+        try:
+            if path.stat().st_size > FILE_BYTES:
+                raise BadFileError(f"{path} is larger than any such file can be.", hint=_DAMAGED_HINT)
+            return msgspec.json.decode(path.read_bytes(), type=kind)
+        except FileNotFoundError:
+            return None
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise BadFileError(f"{path} is damaged: {error}.", hint=_DAMAGED_HINT) from None
+        except OSError as error:
+            raise BadFileError(f"{path} cannot be read: {error.strerror}.", hint=_DAMAGED_HINT) from None
+
+    def _write(self, name: str, value: object) -> None:
+        path = self.path / name
+        try:
+            _replace(path, msgspec.json.format(msgspec.json.encode(value), indent=1))
+        except OSError as error:
+            raise RefusedError(
+                f"{path} cannot be written: {error.strerror}.",
+                hint="Make room on the disk, or check who owns the folder.",
+                code="state-folder",
+            ) from None
+
+
+_DAMAGED_HINT: Final = "Restore the file from a copy, or move it away and log in again."
+
+
+def default_state_path() -> Path:
+    """Return where a terminal keeps its state: `LOCKSTEP_STATE`, or what the operating system sets aside for it.
+
+    XDG Base Directory Specification 0.8 (`XDG_STATE_HOME`); Application Support on macOS, `LOCALAPPDATA` on Windows.
+    """
+    if given := os.environ.get("LOCKSTEP_STATE"):
+        return Path(given)
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "lockstep"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "lockstep"
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "lockstep"
+
+
+def flush_folder(path: Path) -> None:
+    """Put the names in the folder `path` on the disk; until then a crash may undo a rename (fsync(2), notes)."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(temporary).unlink()
+        raise
+    flush_folder(path.parent)
+
+
+def _take(descriptor: int, kind: int, attempt: int) -> bool:
+    if attempt:
+        time.sleep(_LOCK_RETRY_SECONDS)
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
