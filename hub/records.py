@@ -1,9 +1,15 @@
 """The hub's nouns: frozen values that pass between the store, the catalogue and the session."""
 
+import secrets
+from typing import Final
+
 from msgspec import Struct
 
-from protocol.device import InstallerKind
+from protocol.device import DeviceInfo, InstallerKind
 from protocol.matching import Selector
+from protocol.messages import InstallerOffer, TargetRow
+
+_IDENTIFIER_ALPHABET: Final = "23456789abcdefghjkmnpqrstuvwxyz"  # nothing that looks like something else
 
 
 class InstallerFacts(Struct, frozen=True, kw_only=True):
@@ -23,3 +29,58 @@ class InstallerFacts(Struct, frozen=True, kw_only=True):
     selector: Selector
     package_version_code: int = 0
     signer_digest: str = ""
+
+
+class Terminal(Struct, frozen=True, kw_only=True):
+    """One device of an account as the hub knows it. `connection` counts its logins; times are Unix seconds."""
+
+    terminal_id: str
+    account_id: str
+    account_name: str
+    name: str
+    device_key: bytes
+    device: DeviceInfo
+    address: str
+    connection: int
+    receives: bool
+    last_seen_at: float
+
+
+class StoredObject(Struct, frozen=True, kw_only=True):
+    """An object in the hub's object folder; sizes in bytes."""
+
+    digest: bytes
+    size: int
+    stored_size: int
+    chunks: int
+
+
+class Published(Struct, frozen=True, kw_only=True):
+    """What a publish did. `new` is False when the same bytes were published before."""
+
+    program: str
+    title: str
+    version: str
+    kind: InstallerKind
+    file_name: str
+    size: int
+    stored_size: int
+    digest: str
+    fits: str
+    new: bool
+
+
+class Owed(Struct, frozen=True, kw_only=True):
+    """A delivery claimed for a terminal: what it is owed, ready to be offered."""
+
+    delivery: str
+    sync: str
+    initiator: str
+    digest: bytes
+    installer: InstallerOffer
+    row: TargetRow
+
+
+def new_id(prefix: str) -> str:
+    """Return a fresh identifier such as "t-4k7m2q9x3d": ten characters of 5 random bits each, easy to read aloud."""
+    return f"{prefix}-" + "".join(secrets.choice(_IDENTIFIER_ALPHABET) for _ in range(10))

@@ -143,8 +143,12 @@ class Manifest:
         return self.data[index * page_bytes : (index + 1) * page_bytes]
 
 
+def pack_chunk(raw: bytes) -> tuple[Entry, bytes]:
+    """Return a chunk's manifest entry and its stored bytes."""
+    stored = compress(raw)
+    return Entry(hashlib.sha256(raw).digest(), len(raw), len(stored)), stored
+
+
 def pack(stream: BinaryIO, chunking: Chunking) -> Iterator[tuple[Entry, bytes]]:
     """Cut `stream` and yield each chunk's manifest entry and its stored bytes, in order."""
-    for raw in cut(stream, chunking):
-        stored = compress(raw)
-        yield Entry(hashlib.sha256(raw).digest(), len(raw), len(stored)), stored
+    return map(pack_chunk, cut(stream, chunking))

@@ -62,6 +62,6 @@ class DeviceInfo(Struct, frozen=True, kw_only=True, omit_defaults=True):
     screen_inches: Inches | None = None
     resolution: tuple[Pixels, Pixels] | None = None
     density_dpi: Annotated[int, Meta(ge=1, le=10_000)] | None = None
-    features: Annotated[tuple[Name, ...], Meta(max_length=64)] = ()
+    features: Annotated[tuple[Name, ...], Meta(max_length=16)] = ()
     installer_kinds: Annotated[tuple[InstallerKind, ...], Meta(max_length=16)] = ()
     free_bytes: ByteCount | None = None

@@ -1,0 +1,218 @@
+"""Accounts and their terminals: the database side of enrolling and logging in."""
+
+import time
+from collections.abc import Iterator
+
+import msgspec
+from msgspec import Struct
+
+from hub.passwords import Passwords
+from hub.records import Terminal, new_id
+from hub.store import Row, Store, Transaction
+from protocol import limits
+from protocol.device import DeviceInfo
+from protocol.errors import ConflictError, RefusedError, UsageError
+from protocol.messages import DeviceRow, Enrol
+
+PASSWORD_CHARACTERS_MINIMUM = 8
+
+
+class AccountRow(Struct, frozen=True):
+    """One account as an operator sees it."""
+
+    name: str
+    terminals: int
+    created_at: float
+
+
+class Accounts:
+    """The accounts of one hub."""
+
+    def __init__(self, store: Store, passwords: Passwords, *, terminals_per_account: int) -> None:
+        self._store = store
+        self._passwords = passwords
+        self._terminals_per_account = terminals_per_account
+
+    async def add(self, name: str, password: str) -> None:
+        """Add an account. Raises UsageError for a bad name or password, ConflictError when it is there already."""
+        if not 1 <= len(name) <= limits.NAME_CHARACTERS or not name.isprintable() or name != name.strip():
+            raise UsageError(f"{name!r} is not an account name: 1 to {limits.NAME_CHARACTERS} printable characters.")
+        if not PASSWORD_CHARACTERS_MINIMUM <= len(password) <= limits.TEXT_CHARACTERS:
+            raise UsageError(f"A password has at least {PASSWORD_CHARACTERS_MINIMUM} characters.")
+        password_hash = await self._passwords.hash(password)
+
+        async def body(transaction: Transaction) -> bool:
+            added = await transaction.row(
+                "add_account", account_id=new_id("a"), name=name, password_hash=password_hash, now=time.time()
+            )
+            return added is not None
+
+        if not await self._store.transaction(body):
+            raise ConflictError(f"There is an account {name!r} already.", hint="Choose another name.")
+
+    async def listing(self) -> list[AccountRow]:
+        """Every account, by name."""
+
+        async def body(transaction: Transaction) -> list[AccountRow]:
+            rows = await transaction.rows("accounts")
+            return [AccountRow(row["name"], row["terminals"], row["created_at"]) for row in rows]
+
+        return await self._store.transaction(body)
+
+    async def check_password(self, name: str, password: str) -> str | None:
+        """Return the account's id if the password is right, else None, after the same work either way."""
+
+        async def body(transaction: Transaction) -> Row | None:
+            return await transaction.row("account_by_name", name=name)
+
+        account = await self._store.transaction(body)
+        right = await self._passwords.check(account["password_hash"] if account else None, password)
+        return account["account_id"] if account and right else None
+
+    async def find(self, terminal: str) -> Terminal | None:
+        """Return a terminal by its id."""
+
+        async def body(transaction: Transaction) -> Terminal | None:
+            row = await transaction.row("terminal", terminal_id=terminal)
+            return _terminal(row) if row else None
+
+        return await self._store.transaction(body)
+
+    async def enrol(self, account_id: str, request: Enrol, address: str) -> Terminal:
+        """Make a device a terminal of the account; the same device key again is the same terminal.
+
+        A name that another device has gets a number behind it. Raises RefusedError when the account is full.
+        """
+
+        async def body(transaction: Transaction) -> Terminal:
+            known = await transaction.row("terminal_by_key", account_id=account_id, device_key=request.device_key)
+            identifier = known["terminal_id"] if known else new_id("t")
+            columns = {
+                "terminal_id": identifier,
+                "name": await _free_name(transaction, account_id, identifier, request.name),
+                "sealing_key": request.sealing_key,
+                "device": msgspec.json.encode(request.device),
+                "address": address,
+                "now": time.time(),
+            }
+            if known is None:
+                await self._check_room(transaction, account_id)
+                await transaction.rows("add_terminal", account_id=account_id, device_key=request.device_key, **columns)
+            else:
+                await transaction.rows("enrol_again", **columns)
+            row = await transaction.row("terminal", terminal_id=identifier)
+            assert row is not None
+            return _terminal(row)
+
+        return await self._store.transaction(body)
+
+    async def count_login(self, terminal: str, device: DeviceInfo, address: str, *, receives: bool) -> Terminal:
+        """Count a login and keep what the terminal says of itself; return it with its new connection number."""
+
+        async def body(transaction: Transaction) -> Terminal:
+            await transaction.rows(
+                "count_login",
+                terminal_id=terminal,
+                receives=receives,
+                device=msgspec.json.encode(device),
+                address=address,
+                now=time.time(),
+            )
+            row = await transaction.row("terminal", terminal_id=terminal)
+            assert row is not None
+            return _terminal(row)
+
+        return await self._store.transaction(body)
+
+    async def update(self, terminal: Terminal, name: str | None, device: DeviceInfo | None) -> Terminal:
+        """Change a terminal's name or device info. Raises ConflictError for a name another device has."""
+
+        async def body(transaction: Transaction) -> Terminal:
+            wanted = terminal.name if name is None else name.strip()
+            if not wanted or await _is_taken(transaction, terminal.account_id, terminal.terminal_id, wanted):
+                raise ConflictError(f"Another device of this account is called {wanted!r}.", code="name-taken")
+            await transaction.rows(
+                "update_terminal",
+                terminal_id=terminal.terminal_id,
+                name=wanted,
+                device=msgspec.json.encode(device or terminal.device),
+            )
+            row = await transaction.row("terminal", terminal_id=terminal.terminal_id)
+            assert row is not None
+            return _terminal(row)
+
+        return await self._store.transaction(body)
+
+    async def seen(self, terminal: str) -> float:
+        """Keep that a terminal was there until now; return the time."""
+        now = time.time()
+
+        async def body(transaction: Transaction) -> None:
+            await transaction.rows("seen", terminal_id=terminal, now=now)
+
+        await self._store.transaction(body)
+        return now
+
+    async def device_rows(self, account_id: str) -> list[DeviceRow]:
+        """Every terminal of an account as the device list shows it, all offline."""
+
+        async def body(transaction: Transaction) -> list[DeviceRow]:
+            rows = await transaction.rows("terminals_of_account", account_id=account_id)
+            return [device_row(_terminal(row), online=False) for row in rows]
+
+        return await self._store.transaction(body)
+
+    async def _check_room(self, transaction: Transaction, account_id: str) -> None:
+        row = await transaction.row("count_terminals", account_id=account_id)
+        if row is not None and row["terminals"] >= self._terminals_per_account:
+            raise RefusedError(
+                f"This account has {row['terminals']} terminals, which is the limit.",
+                hint="The hub's owner can raise terminals_per_account.",
+                code="account-full",
+            )
+
+
+def device_row(terminal: Terminal, *, online: bool) -> DeviceRow:
+    """Return a terminal as the device list shows it."""
+    return DeviceRow(
+        terminal=terminal.terminal_id,
+        name=terminal.name,
+        online=online,
+        device=terminal.device,
+        address=terminal.address,
+        last_seen=terminal.last_seen_at,
+    )
+
+
+def _terminal(row: Row) -> Terminal:
+    return Terminal(
+        terminal_id=row["terminal_id"],
+        account_id=row["account_id"],
+        account_name=row["account_name"],
+        name=row["name"],
+        device_key=row["device_key"],
+        device=msgspec.json.decode(row["device"], type=DeviceInfo),
+        address=row["address"],
+        connection=row["connection"],
+        receives=bool(row["receives"]),
+        last_seen_at=row["last_seen_at"],
+    )
+
+
+async def _is_taken(transaction: Transaction, account_id: str, terminal: str, name: str) -> bool:
+    row = await transaction.row("name_is_taken", account_id=account_id, terminal_id=terminal, name=name)
+    return row is not None
+
+
+async def _free_name(transaction: Transaction, account_id: str, terminal: str, wanted: str) -> str:
+    for name in _names(wanted.strip() or "device"):
+        if not await _is_taken(transaction, account_id, terminal, name):
+            return name
+    raise ConflictError(f"Every name like {wanted!r} is taken.", code="name-taken")
+
+
+def _names(wanted: str) -> Iterator[str]:
+    yield wanted
+    for number in range(2, 10_000):
+        suffix = f"-{number}"
+        yield wanted[: limits.NAME_CHARACTERS - len(suffix)] + suffix

@@ -1,0 +1,135 @@
+"""The operator's commands over a 0600 Unix socket in the data folder.
+
+One JSON line asks ({"command": ..., its arguments}), one JSON line answers ({"result": ...} or {"error": {"code",
+"message", "hint"}}). With no hub running the same commands run in process, under the folder's lock.
+"""
+
+import asyncio
+import json
+import os
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from hub.app import Hub, open_hub
+from hub.catalogue import PublishOptions
+from hub.config import Settings
+from protocol.errors import LockstepError, UnavailableError, UsageError
+
+SOCKET_NAME: Final = "admin.sock"
+_LINE_BYTES: Final = 4 * 1024 * 1024
+_ASK_SECONDS: Final = 10.0
+_ANSWER_SECONDS: Final = 600.0
+
+
+async def perform(hub: Hub, command: str, arguments: dict[str, Any]) -> Any:
+    """Carry out one command and return its result as JSON values. Raises LockstepError."""
+    match command:
+        case "publish":
+            options = msgspec.convert(arguments.get("options", {}), PublishOptions)
+            return msgspec.to_builtins(await hub.catalogue.publish(Path(arguments["file"]), options))
+        case "catalogue":
+            return msgspec.to_builtins(await hub.catalogue.listing())
+        case "account add":
+            await hub.accounts.add(arguments["name"], arguments["password"])
+            return {"account": arguments["name"]}
+        case "account list":
+            return msgspec.to_builtins(await hub.accounts.listing())
+        case _:
+            raise UsageError(f"Unknown command {command!r}.")
+
+
+async def ask(settings: Settings, command: str, arguments: dict[str, Any]) -> Any:
+    """Have the running hub perform a command, or take the folder's lock and do it here."""
+    answer = await _ask_running(settings.data_folder, {"command": command, **arguments})
+    if answer is None:
+        async with open_hub(settings) as hub:
+            return await perform(hub, command, arguments)
+    if "error" in answer:
+        error = answer["error"]
+        raise LockstepError(error["message"], hint=error["hint"], code=error["code"])
+    return answer["result"]
+
+
+@asynccontextmanager
+async def serve_admin(hub: Hub) -> AsyncIterator[None]:
+    """Answer commands on the admin socket until the block is left."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await _answer(hub, reader, writer)
+        finally:
+            writer.close()
+
+    folder = hub.settings.data_folder
+    with _short_path(folder) as path:
+        path.unlink(missing_ok=True)  # left by a hub that was killed; the lock says that none runs now
+        before = os.umask(0o177)
+        try:
+            server = await asyncio.start_unix_server(handle, path, limit=_LINE_BYTES)
+        finally:
+            os.umask(before)
+    try:
+        yield
+    finally:
+        server.close()
+        (folder / SOCKET_NAME).unlink(missing_ok=True)
+
+
+async def _answer(hub: Hub, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        async with asyncio.timeout(_ASK_SECONDS):
+            request = json.loads(await reader.readline())
+        answer = {"result": await perform(hub, request.pop("command"), request)}
+    except LockstepError as error:
+        answer = {"error": {"code": error.code, "message": error.message, "hint": error.hint}}
+    except (ValueError, KeyError, TypeError, AttributeError, TimeoutError, msgspec.ValidationError) as error:
+        answer = {"error": {"code": "usage", "message": f"Not a command: {error!r}", "hint": ""}}
+    try:
+        async with asyncio.timeout(_ASK_SECONDS):
+            writer.write(json.dumps(answer).encode() + b"\n")
+            await writer.drain()
+    except (TimeoutError, OSError):
+        pass  # the one who asked is gone; what was done is done
+
+
+async def _ask_running(folder: Path, request: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the running hub's answer, or None when no hub runs on this folder."""
+    if not (folder / SOCKET_NAME).exists():
+        return None
+    try:
+        with _short_path(folder) as path:
+            reader, writer = await asyncio.open_unix_connection(path, limit=_LINE_BYTES)
+    except (ConnectionRefusedError, FileNotFoundError):
+        return None
+    try:
+        writer.write(json.dumps(request).encode() + b"\n")
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            line = await reader.readline()
+        answer: dict[str, Any] = json.loads(line)
+    except (TimeoutError, OSError, ValueError):
+        raise UnavailableError("The running hub did not answer.", hint="See its log.") from None
+    finally:
+        writer.close()
+    return answer
+
+
+@contextmanager
+def _short_path(folder: Path) -> Iterator[Path]:
+    """Give a path of the socket that fits the 108 bytes of `sun_path` (unix(7)), whatever the folder's own length."""
+    path = folder / SOCKET_NAME
+    if len(os.fsencode(path)) < 100:
+        yield path
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield Path(f"/proc/self/fd/{descriptor}") / SOCKET_NAME
+    finally:
+        os.close(descriptor)
+
+
+assert hasattr(socket, "AF_UNIX"), "the hub runs on systems with Unix sockets"

@@ -1,0 +1,117 @@
+"""Composition root: build the hub's rooms, start and stop them, in order.
+
+The data folder holds everything: `hub.lock` (held while anything uses the folder), `hub.key` (the hub's Ed25519 seed),
+`hub.db`, `objects/`, and `admin.sock` while a hub runs.
+"""
+
+import fcntl
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+from hub.accounts import Accounts
+from hub.catalogue import Catalogue
+from hub.config import Settings
+from hub.objects import Objects
+from hub.passwords import Passwords
+from hub.pokes import Pokes
+from hub.presence import Presence
+from hub.server import HubServer, Services
+from hub.store import Store
+from hub.syncs import Syncs
+from protocol import limits
+from protocol.errors import BadFileError, RefusedError, UnavailableError
+from protocol.keys import SigningKey
+
+
+class Hub:
+    """The rooms of one open data folder."""
+
+    def __init__(self, settings: Settings, store: Store, hub_key: SigningKey) -> None:
+        self.settings = settings
+        self.store = store
+        self.hub_key = hub_key
+        self.pokes = Pokes()
+        self.presence = Presence()
+        self.passwords = Passwords()
+        self.objects = Objects(settings.data_folder / "objects", reserve_bytes=settings.disk_reserve_bytes)
+        self.catalogue = Catalogue(store, self.objects)
+        self.accounts = Accounts(store, self.passwords, terminals_per_account=settings.terminals_per_account)
+        self.syncs = Syncs(store, self.pokes, self.presence.is_online)
+
+
+@asynccontextmanager
+async def open_hub(settings: Settings) -> AsyncIterator[Hub]:
+    """Open the data folder, holding its lock. Raises RefusedError when another process has it."""
+    with _lock(settings.data_folder):
+        store = await Store.open(settings.data_folder / "hub.db")
+        hub = Hub(settings, store, _load_key(settings.data_folder / "hub.key"))
+        try:
+            yield hub
+        finally:
+            hub.passwords.close()
+            await store.close()
+
+
+@asynccontextmanager
+async def serve_hub(hub: Hub) -> AsyncIterator[HubServer]:
+    """Serve terminals on the hub's address until the block is left."""
+    await hub.syncs.start()
+    server = HubServer(
+        Services(hub.settings, hub.hub_key, hub.accounts, hub.syncs, hub.objects, hub.pokes, hub.presence)
+    )
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop()
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(folder / "hub.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise UnavailableError(f"The data folder {folder} cannot be used: {error.strerror}.") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise RefusedError(
+            f"The data folder {folder} is in use by another process.",
+            hint="One process at a time; a running hub takes commands itself.",
+            code="in-use",
+        ) from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _load_key(path: Path) -> SigningKey:
+    """Return the hub's key, made at the first start."""
+    try:
+        if not path.exists():
+            _write_key(path, SigningKey.generate())
+        seed = path.read_bytes()
+    except OSError as error:
+        raise UnavailableError(f"The hub's key {path} cannot be used: {error.strerror}.") from None
+    if len(seed) != limits.KEY_BYTES:
+        raise BadFileError(
+            f"The hub's key {path} has {len(seed)} bytes instead of {limits.KEY_BYTES}.",
+            hint="Bring the file back from a backup: every terminal has pinned this key.",
+        )
+    return SigningKey(seed)
+
+
+def _write_key(path: Path, key: SigningKey) -> None:
+    temporary = path.with_suffix(".new")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(descriptor, "wb") as stream:  # noqa: PTH123
+        stream.write(key.seed)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)

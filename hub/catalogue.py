@@ -1,0 +1,204 @@
+"""The catalogue: programs -> releases -> installers. Publishes files and reads candidates for the resolver.
+
+Publishing goes: inspect the header, merge what was given, cut and store the object, then the rows. The object is on
+disk before its row exists, so a crash between the two leaves bytes that nothing names, never a row without bytes.
+"""
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct, structs
+
+from hub.inspectors import inspect
+from hub.objects import Objects
+from hub.records import InstallerFacts, Published, StoredObject
+from hub.store import Row, Store, Transaction
+from protocol.errors import BadFileError, ConflictError
+from protocol.matching import Candidate, Selector
+from protocol.messages import InstallerOffer
+from protocol.versions import version_sort_key
+
+
+class PublishOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a person says of an installer beyond its header. `given` holds fields of `Selector`."""
+
+    program: str = ""
+    title: str = ""
+    given: dict[str, Any] = {}
+
+
+class Catalogue:
+    """The application database of one hub."""
+
+    def __init__(self, store: Store, objects: Objects) -> None:
+        self._store = store
+        self._objects = objects
+
+    async def publish(self, path: Path, options: PublishOptions) -> Published:
+        """Publish one installer file.
+
+        Raises BadFileError for a file that is damaged or of no known kind, ConflictError where what was given
+        contradicts the header or what is published already, RefusedError where it is too large or the disk too full.
+        """
+        facts = _merge(path.name, await asyncio.to_thread(inspect, path, path.name), options)
+        stored = await asyncio.to_thread(self._objects.add, path)
+        program = options.program or facts.package_name
+
+        async def body(transaction: Transaction) -> bool:
+            return await _add_rows(transaction, path.name, program, options.title, facts, stored)
+
+        new = await self._store.transaction(body)
+        return Published(
+            program=program,
+            title=options.title or facts.title,
+            version=facts.release,
+            kind=facts.kind,
+            file_name=path.name,
+            size=stored.size,
+            stored_size=stored.stored_size,
+            digest=stored.digest.hex(),
+            fits=describe_selector(facts.selector),
+            new=new,
+        )
+
+    async def listing(self) -> list[Published]:
+        """Every installer, by program and newest release first."""
+
+        async def body(transaction: Transaction) -> list[Row]:
+            return await transaction.rows("catalogue")
+
+        return [
+            Published(
+                program=row["program_id"],
+                title=row["title"],
+                version=row["version"],
+                kind=row["kind"],
+                file_name=row["file_name"],
+                size=row["size"],
+                stored_size=row["stored_size"],
+                digest=row["digest"].hex(),
+                fits=describe_selector(msgspec.json.decode(row["selector"], type=Selector)),
+                new=False,
+            )
+            for row in await self._store.transaction(body)
+        ]
+
+
+async def read_candidates(transaction: Transaction, program: str) -> tuple[Candidate, ...]:
+    """Return every installer of a program as the resolver takes them."""
+    return tuple(
+        Candidate(
+            digest=row["digest"],
+            version=row["version"],
+            kind=row["kind"],
+            size=row["size"],
+            selector=msgspec.json.decode(row["selector"], type=Selector),
+        )
+        for row in await transaction.rows("installers_of_program", program_id=program)
+    )
+
+
+def installer_offer(row: Row) -> InstallerOffer:
+    """Return what a terminal is told of an installer, from a row with the installer's columns."""
+    return InstallerOffer(
+        program=row["program_id"],
+        package_name=row["package_name"],
+        version=row["file_version"],
+        installer_kind=row["kind"],
+        file_name=row["file_name"],
+    )
+
+
+def describe_selector(selector: Selector) -> str:
+    """Say in a few words which devices an installer fits."""
+    parts = ["/".join(selector.os_types)]
+    if selector.api_level_minimum is not None:
+        parts.append(f"API {selector.api_level_minimum}+")
+    if selector.os_version_minimum:
+        parts.append(f"{selector.os_version_minimum}+")
+    lists = (selector.architectures, selector.form_factors, selector.models, selector.features_required)
+    parts.extend("/".join(values) for values in lists if values)
+    return ", ".join(parts)
+
+
+async def _add_rows(
+    transaction: Transaction,
+    file_name: str,
+    program: str,
+    title: str,
+    facts: InstallerFacts,
+    stored: StoredObject,
+) -> bool:
+    now = time.time()
+    known = await transaction.row("installer", digest=stored.digest)
+    if known is not None:
+        _check_republish(file_name, program, facts, known)
+        return False
+    await transaction.rows("add_object", **structs.asdict(stored), now=now)
+    await transaction.rows("add_program", program_id=program, title=title or facts.title, now=now)
+    await transaction.rows(
+        "add_release",
+        program_id=program,
+        version=facts.release,
+        version_key=version_sort_key(facts.release),
+        now=now,
+    )
+    await transaction.rows(
+        "add_installer",
+        digest=stored.digest,
+        program_id=program,
+        version=facts.release,
+        kind=facts.kind,
+        package_name=facts.package_name,
+        file_version=facts.version,
+        version_code=facts.package_version_code,
+        file_name=file_name,
+        selector=msgspec.json.encode(facts.selector),
+        signer=facts.signer_digest,
+        size=stored.size,
+        now=now,
+    )
+    return True
+
+
+def _check_republish(file_name: str, program: str, facts: InstallerFacts, known: Row) -> None:
+    if known["program_id"] != program:
+        raise ConflictError(
+            f"{file_name} is published already as program {known['program_id']!r}, not {program!r}.",
+            hint="One file belongs to one program.",
+        )
+    if msgspec.json.decode(known["selector"], type=Selector) != facts.selector:
+        raise ConflictError(
+            f"{file_name} is published already for other devices.",
+            hint="Publish it with the same facts, or not at all: one file has one selector.",
+        )
+
+
+def _merge(file_name: str, facts: InstallerFacts, options: PublishOptions) -> InstallerFacts:
+    """Add what was given to what the header says. Raises ConflictError where they contradict."""
+    header = structs.asdict(facts.selector)
+    defaults = structs.asdict(Selector(os_types=("other",)))
+    try:
+        given = structs.asdict(msgspec.convert({"os_types": list(facts.selector.os_types)} | options.given, Selector))
+    except msgspec.ValidationError as error:
+        raise BadFileError(f"What was given for {file_name} is wrong: {error}.") from None
+    for name in options.given:
+        said, wanted = header[name], given[name]
+        if said in (defaults[name], wanted):
+            continue
+        if isinstance(said, tuple) and name in ("os_types", "architectures") and set(wanted) <= set(said):
+            continue  # narrower than the header, which is no contradiction
+        raise ConflictError(
+            f"{file_name} says {name.replace('_', ' ')} {_words(said)}, and {_words(wanted)} was given.",
+            hint="What the file says of itself stands; leave the option out.",
+        )
+    return structs.replace(
+        facts, selector=structs.replace(facts.selector, **{name: given[name] for name in options.given})
+    )
+
+
+def _words(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

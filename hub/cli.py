@@ -1,0 +1,285 @@
+"""`lockstep-hub`: arguments -> settings -> the hub, or a command to it.
+
+Exit codes: 0 done, 1 refused or failed, 2 wrong usage.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+
+from protocol.errors import LockstepError, UsageError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_SELECTOR_OPTIONS: Final = {
+    "os_types": click.option("--os", "os_types", multiple=True, help="OS it is for: android, linux, windows ..."),
+    "architectures": click.option("--architecture", "architectures", multiple=True, help="x86_64, arm64 ..."),
+    "models": click.option("--model", "models", multiple=True, help="Model it is for; * and ? allowed."),
+    "models_excluded": click.option("--exclude-model", "models_excluded", multiple=True, help="Model it is not for."),
+    "form_factors": click.option("--form-factor", "form_factors", multiple=True, help="phone, tablet, tv, car, pc ..."),
+    "features_required": click.option("--feature", "features_required", multiple=True, help="Feature it needs."),
+    "resolution": click.option("--resolution", help="Pixels: 1920x1080, or a range 1280x720-3840x2160."),
+    "screen_inches": click.option("--screen-inches", help="Diagonal: 10, or a range 7-13."),
+    "density_dpi": click.option("--density", "density_dpi", help="Dots per inch: 320, or a range 160-480."),
+    "os_version": click.option("--os-version", help="OS versions: 12-14, 12- or -14."),
+}
+
+
+class _Group(click.Group):
+    """Shows a LockstepError as one sentence and what to do, never as a traceback."""
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(context)
+        except LockstepError as error:
+            _fail(error)
+        except (click.exceptions.Exit, click.ClickException, click.Abort):
+            raise
+        except Exception as error:
+            if os.environ.get("LOCKSTEP_DEBUG"):
+                traceback.print_exc()
+            _fail(
+                LockstepError(f"Internal error: {type(error).__name__}: {error}.", hint="LOCKSTEP_DEBUG=1 shows more.")
+            )
+
+
+def _fail(error: LockstepError) -> None:
+    context = click.get_current_context(silent=True)
+    if context is not None and "--json" in sys.argv:
+        click.echo(json.dumps({"error": {"code": error.code, "message": error.message, "hint": error.hint}}))
+    else:
+        click.echo(f"error: {error}", err=True)
+    sys.exit(2 if isinstance(error, UsageError) else 1)
+
+
+def _data_option(command: F) -> F:
+    return click.option("--data", help="Data folder (default: lockstep-data, or LOCKSTEP_HUB_DATA).")(
+        click.option("--config", "config_file", type=click.Path(path_type=Path), help="Settings file (TOML).")(command)
+    )
+
+
+def _json_option(command: F) -> F:
+    return click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")(command)
+
+
+def _selector_options(command: F) -> F:
+    for option in reversed(_SELECTOR_OPTIONS.values()):
+        command = option(command)
+    return command
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("lockstep"), prog_name="lockstep-hub")
+def main() -> None:
+    """Keep the applications on all of an account's devices in step: the hub."""
+
+
+@main.command()
+@click.option("--listen", metavar="HOST:PORT", help="Where to listen (default: 127.0.0.1:8765).")
+@_data_option
+@click.option("--name", "names", multiple=True, metavar="HOST[:PORT]", help="A name terminals dial to reach this hub.")
+@click.option("--insecure-lan", is_flag=True, default=None, help="Allow ws:// without TLS off this machine.")
+@click.option("--tls-cert", help="Certificate chain (PEM); serves wss://.")
+@click.option("--tls-key", help="Private key (PEM).")
+def serve(config_file: Path | None, **flags: Any) -> None:
+    """Run the hub until SIGTERM or SIGINT."""
+    from hub.config import load_settings
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S")
+    _run(_serve(load_settings(config_file, flags)))
+
+
+async def _serve(settings: Any) -> None:
+    from hub.admin import serve_admin
+    from hub.app import open_hub, serve_hub
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with open_hub(settings) as hub, serve_hub(hub) as server, serve_admin(hub):
+        host, _ = settings.address
+        scheme = "wss" if settings.encrypted else "ws"
+        shown = f"[{host}]" if ":" in host else host
+        note = "" if settings.encrypted else " (not encrypted)"
+        click.echo(f"lockstep-hub listens on {scheme}://{shown}:{server.port}{note}, data in {settings.data_folder}")
+        sys.stdout.flush()
+        await stop.wait()
+        click.echo("lockstep-hub is stopping; what is owed is kept.")
+
+
+@main.group()
+def account() -> None:
+    """Accounts: one for each person or fleet."""
+
+
+@account.command("add")
+@click.argument("name")
+@click.option("--password-stdin", is_flag=True, help="Read the password from standard input, one line.")
+@_data_option
+@_json_option
+def account_add(name: str, password_stdin: bool, data: str | None, config_file: Path | None, as_json: bool) -> None:
+    """Add an account."""
+    result = _ask(data, config_file, "account add", {"name": name, "password": _read_password(password_stdin)})
+    _show(result, as_json, lambda: click.echo(f"Account {result['account']} is there. Devices log in with it now."))
+
+
+@account.command("list")
+@_data_option
+@_json_option
+def account_list(data: str | None, config_file: Path | None, as_json: bool) -> None:
+    """List the accounts."""
+    rows = _ask(data, config_file, "account list", {})
+    _show(rows, as_json, lambda: _table(("ACCOUNT", "TERMINALS"), [(row["name"], row["terminals"]) for row in rows]))
+
+
+@main.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--program", default="", help="Program id (default: the package name in the file).")
+@click.option("--title", default="", help="Title people know it by (default: the file's own).")
+@_selector_options
+@_data_option
+@_json_option
+def publish(
+    files: tuple[Path, ...],
+    program: str,
+    title: str,
+    data: str | None,
+    config_file: Path | None,
+    as_json: bool,
+    **selector: Any,
+) -> None:
+    """Put installer files into the catalogue: .deb, .apk, .whl."""
+    options = {"program": program, "title": title, "given": _given(selector)}
+    results = []
+    failed = False
+    for file in files:
+        try:
+            arguments = {"file": str(file.absolute()), "options": options}
+            results.append(_ask(data, config_file, "publish", arguments))
+        except LockstepError as error:
+            failed = True
+            results.append({"file": str(file), "error": {"code": error.code, "message": error.message}})
+            click.echo(f"error: {error}", err=True)
+            continue
+        if not as_json:
+            _show_published(results[-1])
+    if as_json:
+        click.echo(json.dumps(results, indent=2))
+    if failed:
+        sys.exit(1)
+
+
+def _show_published(row: dict[str, Any]) -> None:
+    verb = "published" if row["new"] else "was published before:"
+    click.echo(
+        f"{verb} {row['program']} {row['version']} ({row['kind']}, for {row['fits']}, "
+        f"{row['size']} bytes, {row['stored_size']} to send) {row['digest'][:12]}"
+    )
+
+
+@main.command()
+@_data_option
+@_json_option
+def catalogue(data: str | None, config_file: Path | None, as_json: bool) -> None:
+    """List what is published."""
+    rows = _ask(data, config_file, "catalogue", {})
+    columns = ("program", "version", "kind", "fits", "size", "file_name")
+    _show(
+        rows,
+        as_json,
+        lambda: _table([name.upper() for name in columns], [[row[name] for name in columns] for row in rows]),
+    )
+
+
+@main.command()
+@click.option("--keep", is_flag=True, help="Leave it running, with the commands to try next.")
+def demo(keep: bool) -> None:
+    """Watch the whole product work: a hub, five devices, one program on all of them."""
+    from hub.demo.run import run_demo
+
+    sys.exit(run_demo(keep=keep))
+
+
+def _ask(data: str | None, config_file: Path | None, command: str, arguments: dict[str, Any]) -> Any:
+    from hub.admin import ask
+    from hub.config import load_settings
+
+    return _run(ask(load_settings(config_file, {"data": data}), command, arguments))
+
+
+def _run(work: Any) -> Any:
+    with contextlib.suppress(ImportError):
+        import uvloop
+
+        return uvloop.run(work)
+    return asyncio.run(work)
+
+
+def _read_password(from_stdin: bool) -> str:
+    if from_stdin:
+        return sys.stdin.readline().rstrip("\r\n")
+    if not sys.stdin.isatty():
+        raise UsageError("There is no terminal to ask for the password on.", hint="Use --password-stdin.")
+    password: str = click.prompt("Password", hide_input=True, confirmation_prompt=True)
+    return password
+
+
+def _given(selector: dict[str, Any]) -> dict[str, Any]:
+    """Turn the options of `publish` into fields of a Selector. Raises UsageError for a range that is none."""
+    given: dict[str, Any] = {}
+    for name, value in selector.items():
+        if not value:
+            continue
+        if name in ("resolution", "screen_inches", "density_dpi", "os_version"):
+            low, high = _range(name, value)
+            given |= {key: bound for key, bound in ((f"{name}_minimum", low), (f"{name}_maximum", high)) if bound}
+        else:
+            given[name] = list(value)
+    return given
+
+
+def _range(name: str, text: str) -> tuple[Any, Any]:
+    low, separator, high = text.partition("-")
+    if not separator:
+        high = low
+    try:
+        return _bound(name, low), _bound(name, high)
+    except ValueError:
+        option = f"--{name.replace('_dpi', '').replace('_', '-')}"
+        raise UsageError(f"{option} {text!r} is not a value or a range MINIMUM-MAXIMUM.") from None
+
+
+def _bound(name: str, text: str) -> Any:
+    if not text or name == "os_version":
+        return text
+    if name == "resolution":
+        width, height = text.lower().split("x")
+        return [int(width), int(height)]
+    return float(text) if name == "screen_inches" else int(text)
+
+
+def _show(result: Any, as_json: bool, show: Callable[[], object]) -> None:
+    if as_json:
+        click.echo(json.dumps(result, indent=2))
+    else:
+        show()
+
+
+def _table(header: Any, rows: Any) -> None:
+    lines = [[str(cell) for cell in line] for line in (header, *rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    for line in lines:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

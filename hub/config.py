@@ -1,0 +1,111 @@
+"""Frozen settings of a hub: defaults < file < environment < flags.
+
+The file is TOML with the fields of `Settings` as keys; the environment uses LOCKSTEP_HUB_ and the field's name in
+capitals. `docs/operations.md` lists every setting, and a test holds the two together.
+"""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta, Struct
+
+from protocol import limits
+from protocol.errors import UsageError
+
+ENVIRONMENT_PREFIX: Final = "LOCKSTEP_HUB_"
+DEFAULT_PORT: Final = 8765
+_LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
+
+
+class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything that can be set. Sizes are bytes, times seconds."""
+
+    data: str = "lockstep-data"
+    listen: str = f"127.0.0.1:{DEFAULT_PORT}"
+    names: tuple[str, ...] = ()
+    insecure_lan: bool = False
+    tls_cert: str = ""
+    tls_key: str = ""
+    disk_reserve_bytes: Annotated[int, Meta(ge=0)] = limits.GIB
+    terminals_per_account: Annotated[int, Meta(ge=1, le=limits.TARGETS_PER_SYNC)] = 2_000
+    sockets_before_login: Annotated[int, Meta(ge=1)] = 256
+    bytes_in_flight: Annotated[int, Meta(ge=limits.FRAME_BYTES)] = 64 * limits.MIB
+
+    @property
+    def data_folder(self) -> Path:
+        """The folder that holds everything of this hub."""
+        return Path(self.data)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port to listen on. Raises UsageError."""
+        return split_address(self.listen)
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether the hub serves wss://."""
+        return bool(self.tls_cert)
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """Return ("HOST", PORT) of "HOST:PORT", "[IPV6]:PORT" or ":PORT" (every address). Raises UsageError."""
+    host, separator, port = text.rpartition(":")
+    if not separator or not port.isdecimal() or not 0 <= int(port) <= 65_535:
+        raise UsageError(f"{text!r} is not HOST:PORT.", hint=f"For example 127.0.0.1:{DEFAULT_PORT}.")
+    # ":PORT" means every address, as in other servers.
+    return host.strip("[]") or "0.0.0.0", int(port)  # noqa: S104
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether `host` never leaves this machine."""
+    return host in _LOOPBACK or host.startswith("127.")
+
+
+def load_settings(file: Path | None, flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Settings:
+    """Merge the file, the environment and the flags that are not None. Raises UsageError naming what is wrong."""
+    merged = _read_file(file) if file else {}
+    for name in Settings.__struct_fields__:
+        if text := environment.get(ENVIRONMENT_PREFIX + name.upper()):
+            merged[name] = text.split(",") if name == "names" else text
+    merged.update({name: value for name, value in flags.items() if value not in (None, ())})
+    try:
+        settings = msgspec.convert(merged, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"A setting is wrong: {error}.", hint=_near_setting(merged)) from None
+    _check(settings)
+    return settings
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    try:
+        with file.open("rb") as stream:
+            return tomllib.load(stream)
+    except OSError as error:
+        raise UsageError(f"The settings file {file} cannot be read: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"The settings file {file} is not valid TOML: {error}.") from None
+
+
+def _near_setting(merged: Mapping[str, Any]) -> str:
+    fields = Settings.__struct_fields__
+    for name in merged:
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=2)
+            return f"Did you mean {' or '.join(near)}?" if near else f"Settings are: {', '.join(fields)}."
+    return ""
+
+
+def _check(settings: Settings) -> None:
+    host, _ = settings.address
+    if bool(settings.tls_cert) != bool(settings.tls_key):
+        raise UsageError("TLS needs both a certificate and a key.", hint="Give --tls-cert and --tls-key.")
+    if not (settings.encrypted or settings.insecure_lan or is_loopback(host)):
+        raise UsageError(
+            f"Listening on {host} without TLS would send passwords and programs unencrypted.",
+            hint="Give --tls-cert and --tls-key, or say --insecure-lan where the network is yours.",
+        )

@@ -1,0 +1,70 @@
+"""Requests: what an open terminal may ask, and the messages that answer it."""
+
+import msgspec
+
+from hub.accounts import Accounts, device_row
+from hub.presence import Presence
+from hub.records import Terminal
+from hub.syncs import Syncs, pages_of
+from protocol import messages
+from protocol.errors import ProtocolError
+from protocol.messages import Message
+
+
+class Requests:
+    """Answers the requests of terminals that are logged in."""
+
+    def __init__(self, accounts: Accounts, syncs: Syncs, presence: Presence) -> None:
+        self._accounts = accounts
+        self._syncs = syncs
+        self._presence = presence
+
+    async def answer(self, me: Terminal, request: Message) -> tuple[tuple[Message, ...], Terminal | None]:
+        """Carry `request` out for `me`; return the answer, and the terminal as it is now if it changed.
+
+        Raises UsageError, UnknownNameError or ConflictError; the caller sends them as `error`.
+        """
+        if isinstance(request, messages.DeviceUpdate):
+            changed = await self._accounts.update(me, request.name, request.device)
+            self._presence.update(me.account_id, device_row(changed, online=False))
+            return (messages.Done(re=request.id),), changed
+        return await self._ask(me, request), None
+
+    async def _ask(self, me: Terminal, request: Message) -> tuple[Message, ...]:
+        match request:
+            case messages.Programs():
+                programs, more = await self._syncs.programs(me, request)
+                return (messages.ProgramsResult(re=request.id, programs=tuple(programs), more=more),)
+            case messages.Plan():
+                targets = await self._syncs.plan(me, request)
+                return _paged(messages.PlanResult(re=request.id, program=request.program, targets=targets))
+            case messages.Sync():
+                accepted = await self._syncs.accept(me, request)
+                return _paged(
+                    messages.SyncAccepted(
+                        re=request.id, sync=accepted.sync, program=accepted.program, targets=accepted.targets
+                    )
+                )
+            case messages.SyncRequest(id=request_id, sync=sync):
+                return _paged(
+                    messages.SyncResult(re=request_id, sync=sync, targets=await self._syncs.targets(me, sync))
+                )
+            case messages.Cancel(id=request_id, sync=sync):
+                cancelled, too_late = await self._syncs.cancel(me, sync)
+                return (messages.CancelResult(re=request_id, sync=sync, cancelled=cancelled, too_late=too_late),)
+            case messages.History(id=request_id, before=before):
+                syncs, more = await self._syncs.history(me, before)
+                return (messages.HistoryResult(re=request_id, syncs=tuple(syncs), more=more),)
+            case _:
+                raise ProtocolError(f"A {messages.kind_of(request)} is not a request.")
+
+
+def _paged(
+    answer: messages.PlanResult | messages.SyncAccepted | messages.SyncResult,
+) -> tuple[Message, ...]:
+    """Split an answer whose targets do not fit one message."""
+    pages = pages_of(answer.targets)
+    return tuple(
+        msgspec.structs.replace(answer, targets=page, more=number < len(pages))
+        for number, page in enumerate(pages, start=1)
+    )

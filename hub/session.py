@@ -1,0 +1,605 @@
+"""The brain for one terminal's socket. Pure: events in, actions out, time as an argument.
+
+`handle(event, now)` returns the actions the server is to perform, in order; what an action brings back returns as an
+event. The session holds no socket, store or callback, so two sessions can be tested face to face without a network.
+
+Opening: hello -> challenge -> enrol or login -> (look-ups) -> admit -> welcome. Then three things run side by side:
+requests are answered one by one; a receiving terminal that has sent its inventory is served what it is owed, one
+delivery at a time; and an initiator is told what changed in its syncs, at most twice a second.
+"""
+
+from typing import Final, TypeAlias
+
+from msgspec import Struct
+
+from hub.records import Owed, Terminal
+from hub.syncs import Changes, pages_of
+from protocol import keys, life, limits, messages
+from protocol.conversation import Conversation, Phase, Side
+from protocol.device import DeviceInfo
+from protocol.errors import LockstepError, ProtocolError
+from protocol.keys import SigningKey
+from protocol.messages import Message
+
+VERSION: Final = "lockstep.v1"
+
+CLOSE_STOPPING: Final = 1001
+CLOSE_REFUSED: Final = 1008
+CLOSE_REPLACED: Final = 4000
+CLOSE_VIOLATION: Final = 4001
+
+
+# --- events: what happened ----------------------------------------------------------------------------------------
+
+
+class Received(Struct, frozen=True):
+    """The terminal said something."""
+
+    message: Message
+
+
+class Broken(Struct, frozen=True):
+    """What the terminal sent is not a message."""
+
+    code: str
+    text: str
+
+
+class PasswordChecked(Struct, frozen=True):
+    """The account whose password was right, or None."""
+
+    account_id: str | None
+
+
+class TerminalFound(Struct, frozen=True):
+    """The terminal that wants to log in, or None when there is no such one."""
+
+    terminal: Terminal | None
+
+
+class Failed(Struct, frozen=True):
+    """An action of the opening could not be performed."""
+
+    code: str
+    text: str
+    hint: str
+
+
+class Admitted(Struct, frozen=True):
+    """The login is counted; this socket is the terminal's newest."""
+
+    terminal: Terminal
+
+
+class Answered(Struct, frozen=True):
+    """The messages that answer a request."""
+
+    answer: tuple[Message, ...]
+
+
+class InventorySaved(Struct, frozen=True):
+    """The inventory is stored."""
+
+
+class Claimed(Struct, frozen=True):
+    """What the terminal is owed next, or None."""
+
+    owed: Owed | None
+
+
+class TransferBroken(Struct, frozen=True):
+    """The hub cannot read what it is to send."""
+
+    delivery: str
+    code: str
+    text: str
+
+
+class LiveChecked(Struct, frozen=True):
+    """Whether the delivery under way is still wanted."""
+
+    delivery: str
+    live: bool
+
+
+class Reported(Struct, frozen=True):
+    """A report was written ("noted"), refused or is stale."""
+
+    state: messages.State
+    answer: str
+
+
+class ChangesRead(Struct, frozen=True):
+    """What changed in the syncs of this initiator."""
+
+    changes: Changes
+
+
+class Owing(Struct, frozen=True):
+    """Look again: the terminal may be owed something."""
+
+
+class Changed(Struct, frozen=True):
+    """Something changed in a sync that this terminal began."""
+
+
+class Replaced(Struct, frozen=True):
+    """A newer login of this terminal has come."""
+
+
+class Stopping(Struct, frozen=True):
+    """The hub is stopping."""
+
+
+class Ticked(Struct, frozen=True):
+    """The session's deadline has come."""
+
+
+Event: TypeAlias = (
+    Received
+    | Broken
+    | PasswordChecked
+    | TerminalFound
+    | Failed
+    | Admitted
+    | Answered
+    | InventorySaved
+    | Claimed
+    | TransferBroken
+    | LiveChecked
+    | Reported
+    | ChangesRead
+    | Owing
+    | Changed
+    | Replaced
+    | Stopping
+    | Ticked
+)
+
+
+# --- actions: what to do ------------------------------------------------------------------------------------------
+
+
+class Send(Struct, frozen=True):
+    """Queue a message for the terminal."""
+
+    message: Message
+
+
+class Close(Struct, frozen=True):
+    """Close the socket; nothing after it is performed."""
+
+    code: int
+    reason: str
+
+
+class CheckPassword(Struct, frozen=True):
+    """Evaluate a password; returns PasswordChecked."""
+
+    account: str
+    password: str
+
+
+class FindTerminal(Struct, frozen=True):
+    """Look a terminal up; returns TerminalFound."""
+
+    terminal: str
+
+
+class Enrol(Struct, frozen=True):
+    """Make the device a terminal of the account, or find it; returns TerminalFound or Failed."""
+
+    account_id: str
+    request: messages.Enrol
+
+
+class Admit(Struct, frozen=True):
+    """Count the login and join presence; returns Admitted."""
+
+    terminal: Terminal
+    device: DeviceInfo
+    receives: bool
+
+
+class SendDevices(Struct, frozen=True):
+    """Send the whole device list; `re` is the request it answers, 0 for none."""
+
+    re: int
+
+
+class Answer(Struct, frozen=True):
+    """Carry a request out; returns Answered."""
+
+    request: Message
+
+
+class SaveInventory(Struct, frozen=True):
+    """Store the inventory; returns InventorySaved."""
+
+    inventory: messages.Inventory
+
+
+class Claim(Struct, frozen=True):
+    """Claim what the terminal is owed; returns Claimed."""
+
+
+class CheckLive(Struct, frozen=True):
+    """Is the delivery still wanted? Returns LiveChecked."""
+
+    delivery: str
+
+
+class StartTransfer(Struct, frozen=True):
+    """Offer the object and send it as the terminal wants it."""
+
+    owed: Owed
+
+
+class FeedWant(Struct, frozen=True):
+    """Pass a want to the running transfer."""
+
+    want: messages.Want
+
+
+class FeedProgress(Struct, frozen=True):
+    """Pass an acknowledgement to the running transfer."""
+
+    progress: messages.Progress
+
+
+class StopTransfer(Struct, frozen=True):
+    """Send nothing more of the running transfer."""
+
+
+class Report(Struct, frozen=True):
+    """Write where a delivery stands; returns Reported."""
+
+    state: messages.State
+
+
+class ReadChanges(Struct, frozen=True):
+    """Read what changed in this initiator's syncs since a revision; returns ChangesRead."""
+
+    since: int
+
+
+class NoteSync(Struct, frozen=True):
+    """The initiator knows how a sync ended."""
+
+    sync: str
+
+
+Action: TypeAlias = (
+    Send
+    | Close
+    | CheckPassword
+    | FindTerminal
+    | Enrol
+    | Admit
+    | SendDevices
+    | Answer
+    | SaveInventory
+    | Claim
+    | CheckLive
+    | StartTransfer
+    | FeedWant
+    | FeedProgress
+    | StopTransfer
+    | Report
+    | ReadChanges
+    | NoteSync
+)
+
+
+class Session:
+    """One socket's state. `names` are the "host:port" a terminal may have dialled to mean this hub."""
+
+    def __init__(self, hub_key: SigningKey, names: frozenset[str], now: float) -> None:
+        self.terminal: Terminal | None = None
+        self._hub_key = hub_key
+        self._names = names
+        self._conversation = Conversation()
+        self._login_by = now + limits.OPENING_SECONDS + limits.LOGIN_SECONDS
+        self._terminal_nonce = b""
+        self._hub_nonce = keys.new_nonce()
+        self._proof: messages.Enrol | messages.Login | None = None
+        self._inventory_is_in = False
+        self._current: Owed | None = None
+        self._busy_looking = False
+        self._look_once_more = False
+        self._offered: set[bytes] = set()
+        self._changes_due = False
+        self._changes_after = now
+        self._revision = 0
+        self._ends_told: set[str] = set()
+        self._closed = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the terminal is logged in and welcomed."""
+        return self._conversation.phase is Phase.OPEN
+
+    @property
+    def deadline(self) -> float | None:
+        """When to send `Ticked`, or None while nothing waits for time."""
+        if not self.is_open:
+            return self._login_by
+        return self._changes_after if self._changes_due else None
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """Take one event; return what is to be done, in order. After `Close` nothing more is done."""
+        if self._closed:
+            return []
+        try:
+            actions = self._dispatch(event, now)
+        except ProtocolError as error:
+            actions = self._violation(error)
+        self._closed = any(isinstance(action, Close) for action in actions)
+        return actions
+
+    def _dispatch(self, event: Event, now: float) -> list[Action]:
+        match event:
+            case Received(message):
+                self._conversation.said(Side.TERMINAL, message)
+                return self._received(message)
+            case Broken(code, text):
+                raise ProtocolError(text, code=code)
+            case PasswordChecked() | TerminalFound() | Failed() | Admitted():
+                return self._opening(event)
+            case Answered(answer):
+                return [self._send(message) for message in answer]
+            case InventorySaved():
+                self._inventory_is_in = True
+                return self._look_again()
+            case Claimed() | TransferBroken() | LiveChecked() | Reported():
+                return self._deliver(event)
+            case _:
+                return self._told(event, now)
+
+    def _told(self, event: Owing | Changed | ChangesRead | Ticked | Replaced | Stopping, now: float) -> list[Action]:
+        match event:
+            case Owing():
+                return self._look_again()
+            case Changed():
+                self._changes_due = self.is_open
+                return []
+            case ChangesRead(changes):
+                return self._tell_changes(changes, now)
+            case Ticked():
+                return self._tick(now)
+            case Replaced():
+                return [self._error("replaced", "This terminal has logged in on a newer connection."), _replaced()]
+            case Stopping():
+                return [Close(CLOSE_STOPPING, "the hub is stopping")]
+
+    # --- opening --------------------------------------------------------------------------------------------------
+
+    def _challenge(self, hello: messages.Hello) -> list[Action]:
+        if VERSION not in hello.versions:
+            raise ProtocolError(f"The terminal speaks {', '.join(hello.versions)}; this hub speaks {VERSION}.")
+        self._terminal_nonce = hello.nonce
+        hub_key = self._hub_key.public
+        signed = keys.challenge_bytes(terminal_nonce=hello.nonce, hub_nonce=self._hub_nonce, hub_key=hub_key)
+        challenge = messages.Challenge(
+            version=VERSION, nonce=self._hub_nonce, hub_key=hub_key, signature=self._hub_key.sign(signed)
+        )
+        return [self._send(challenge)]
+
+    def _prove(self, proof: messages.Enrol | messages.Login) -> list[Action]:
+        self._proof = proof
+        if f"{proof.host.lower()}:{proof.port}" not in self._names:
+            return self._refuse(
+                f"This hub does not answer to {proof.host}:{proof.port}.",
+                "Log in with an address the hub has, or add it to the hub's `names`.",
+                code="wrong-hub-name",
+            )
+        if isinstance(proof, messages.Enrol):
+            return [CheckPassword(proof.account, proof.password)]
+        return [FindTerminal(proof.terminal)]
+
+    def _opening(self, event: PasswordChecked | TerminalFound | Failed | Admitted) -> list[Action]:
+        match event:
+            case PasswordChecked(account_id):
+                return self._enrol(account_id)
+            case TerminalFound(terminal):
+                return self._admit(terminal)
+            case Failed(code, text, hint):
+                return self._refuse(text, hint, code=code)
+            case Admitted(terminal):
+                return self._welcome(terminal)
+
+    def _enrol(self, account_id: str | None) -> list[Action]:
+        proof = self._proof
+        assert isinstance(proof, messages.Enrol)
+        if account_id is None:
+            return self._refuse("The account or the password is wrong.", "Check both and try again.")
+        signed = keys.enrol_bytes(
+            terminal_nonce=self._terminal_nonce,
+            hub_nonce=self._hub_nonce,
+            hub_key=self._hub_key.public,
+            account=proof.account,
+            sealing_key=proof.sealing_key,
+            host=proof.host,
+            port=proof.port,
+        )
+        if not keys.verifies(proof.device_key, proof.signature, signed):
+            return self._refuse("The enrolment is not signed by the device key it names.", "")
+        return [Enrol(account_id, proof)]
+
+    def _admit(self, terminal: Terminal | None) -> list[Action]:
+        proof = self._proof
+        if isinstance(proof, messages.Enrol):
+            assert terminal is not None
+            return [Admit(terminal, proof.device, receives=False)]
+        assert isinstance(proof, messages.Login)
+        signed = keys.login_bytes(
+            terminal_nonce=self._terminal_nonce,
+            hub_nonce=self._hub_nonce,
+            hub_key=self._hub_key.public,
+            terminal=proof.terminal,
+            host=proof.host,
+            port=proof.port,
+        )
+        # One answer for "no such terminal" and "not its key": the difference is nobody's business.
+        if terminal is None or not keys.verifies(terminal.device_key, proof.signature, signed):
+            return self._refuse(
+                "This hub does not know this terminal.", "Run `lockstep-terminal login` again.", code="unknown-terminal"
+            )
+        return [Admit(terminal, proof.device, receives=proof.receives)]
+
+    def _welcome(self, terminal: Terminal) -> list[Action]:
+        self.terminal = terminal
+        self._changes_due = True
+        welcome = messages.Welcome(
+            terminal=terminal.terminal_id,
+            name=terminal.name,
+            account=terminal.account_name,
+            connection=terminal.connection,
+            message_bytes=limits.MESSAGE_BYTES,
+            frame_bytes=limits.FRAME_BYTES,
+        )
+        return [self._send(welcome), SendDevices(0)]
+
+    # --- open -----------------------------------------------------------------------------------------------------
+
+    def _received(self, message: Message) -> list[Action]:
+        match message:
+            case messages.Hello():
+                return self._challenge(message)
+            case messages.Enrol() | messages.Login():
+                return self._prove(message)
+            case messages.DevicesRequest(id=request):
+                return [SendDevices(request)]
+            case messages.Inventory():
+                return [SaveInventory(message)]
+            case messages.State():
+                return [Report(message)]
+            case messages.Noted(of=sync):
+                return [NoteSync(sync)]
+            case messages.Want() | messages.Progress() | messages.Received() | messages.Refused():
+                return self._transfer(message)
+            case messages.Offer() | messages.ManifestPage() | messages.Chunks():
+                raise ProtocolError("This hub has asked for no object.", code="not-offered")
+            case messages.Error():
+                return []  # the terminal's complaint is in its own log; there is nothing to do here
+            case _:
+                return [Answer(message)]
+
+    def _transfer(
+        self, message: messages.Want | messages.Progress | messages.Received | messages.Refused
+    ) -> list[Action]:
+        if message.object not in self._offered:
+            raise ProtocolError(
+                f"Object {message.object.hex()} was not offered on this connection.", code="not-offered"
+            )
+        if self._current is None or self._current.digest != message.object:
+            return []  # crossed with the end of its delivery
+        delivery = self._current.delivery
+        match message:
+            case messages.Want():
+                return [FeedWant(message), Report(messages.State(delivery=delivery, state=life.State.DOWNLOADING))]
+            case messages.Progress():
+                return [FeedProgress(message)]
+            case messages.Refused(reason="busy"):
+                # It still installs what an older connection brought, and will report that.
+                self._current = None
+                return [StopTransfer()]
+            case messages.Refused():
+                state = messages.State(
+                    delivery=delivery, state=life.State.FAILED, reason=message.reason, detail=message.detail
+                )
+                return [StopTransfer(), Report(state)]
+            case messages.Received():
+                return []  # the state report that follows says it for the delivery
+
+    def _deliver(self, event: Claimed | TransferBroken | LiveChecked | Reported) -> list[Action]:
+        match event:
+            case Claimed(owed):
+                self._busy_looking = False
+                if owed is None:
+                    return self._look_again() if self._look_once_more else []
+                self._current = owed
+                self._offered.add(owed.digest)
+                return [StartTransfer(owed)]
+            case TransferBroken(delivery, code, text):
+                failed = messages.State(delivery=delivery, state=life.State.FAILED, reason=code, detail=text)
+                return [Report(failed)]
+            case LiveChecked(delivery, live):
+                self._busy_looking = False
+                if live or self._current is None or self._current.delivery != delivery:
+                    return self._look_again() if self._look_once_more else []
+                return [StopTransfer(), self._send(messages.Withdraw(delivery=delivery)), *self._next()]
+            case Reported(state, answer):
+                return self._reported(state, answer)
+
+    def _reported(self, state: messages.State, answer: str) -> list[Action]:
+        if answer == "stale":
+            return []
+        actions: list[Action] = []
+        if state.state != life.State.DOWNLOADING:  # that one is the hub's own
+            actions.append(self._send(messages.Noted(of=state.delivery, state=state.state)))
+        is_current = self._current is not None and self._current.delivery == state.delivery
+        if state.state in life.FINAL and (is_current or self._current is None):
+            actions += [StopTransfer(), *self._next()]
+        return actions
+
+    def _next(self) -> list[Action]:
+        self._current = None
+        return self._look_again()
+
+    def _look_again(self) -> list[Action]:
+        """Look up what is owed, or whether what is under way still is; one look at a time."""
+        if not (self.is_open and self._inventory_is_in):
+            return []
+        if self._busy_looking:
+            self._look_once_more = True
+            return []
+        self._busy_looking = True
+        self._look_once_more = False
+        return [CheckLive(self._current.delivery) if self._current else Claim()]
+
+    # --- telling an initiator -------------------------------------------------------------------------------------
+
+    def _tick(self, now: float) -> list[Action]:
+        if not self.is_open:
+            return [Close(CLOSE_REFUSED, "")] if now >= self._login_by else []
+        if self._changes_due and now >= self._changes_after:
+            self._changes_due = False
+            self._changes_after = now + limits.SYNC_UPDATES_EVERY_SECONDS
+            return [ReadChanges(self._revision)]
+        return []
+
+    def _tell_changes(self, changes: Changes, now: float) -> list[Action]:
+        self._revision = max(self._revision, changes.revision)
+        self._changes_after = now + limits.SYNC_UPDATES_EVERY_SECONDS
+        told: list[Action] = [
+            self._send(messages.SyncUpdate(sync=sync, targets=page))
+            for sync, rows in changes.targets.items()
+            for page in pages_of(rows)
+        ]
+        for ended in changes.ended:
+            if ended.sync not in self._ends_told:
+                self._ends_told.add(ended.sync)
+                told.append(self._send(ended))
+        return told
+
+    # --- words ----------------------------------------------------------------------------------------------------
+
+    def _send(self, message: Message) -> Send:
+        self._conversation.said(Side.HUB, message)
+        return Send(message)
+
+    def _error(self, code: str, text: str, hint: str = "") -> Send:
+        return Send(messages.Error(code=code, message=text[: limits.TEXT_CHARACTERS], hint=hint))
+
+    def _refuse(self, text: str, hint: str, code: str = "not-authorised") -> list[Action]:
+        return [self._error(code, text, hint), Close(CLOSE_REFUSED, code)]
+
+    def _violation(self, error: LockstepError) -> list[Action]:
+        if not self.is_open:
+            return [Close(CLOSE_REFUSED, "")]  # a stranger learns nothing
+        return [self._error(error.code, error.message, error.hint), Close(CLOSE_VIOLATION, error.code)]
+
+
+def _replaced() -> Close:
+    return Close(CLOSE_REPLACED, "replaced by a newer connection of this terminal")

@@ -1,0 +1,178 @@
+"""The store: all SQL, behind one small class.
+
+One connection, because one process with one writer needs no more and SQLite up to 3.51.2 has a WAL-reset race between
+two. Every use of it is a body run inside a transaction: `await store.transaction(body)`. One task runs the bodies one
+after the other, so no two ever interleave; what is waiting goes into one commit (group commit), and a body's result is
+handed out only after the commit is on disk (`synchronous=FULL`). A body that raises is rolled back alone.
+"""
+
+import asyncio
+import re
+import sqlite3
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final, Generic, TypeAlias, TypeVar
+
+import aiosqlite
+
+from protocol.errors import UnavailableError
+
+_HERE: Final = Path(__file__).parent
+_SCHEMA_VERSION: Final = 1
+_BODIES_IN_ONE_COMMIT: Final = 256
+_BODIES_WAITING: Final = 4_096
+_TRANSACTION_SECONDS: Final = 60.0
+
+Row: TypeAlias = sqlite3.Row
+T = TypeVar("T")
+
+
+def _load_queries(text: str) -> dict[str, str]:
+    parts = re.split(r"^-- name: (\w+)$", text, flags=re.MULTILINE)
+    return {name: sql.strip() for name, sql in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+QUERIES: Final = _load_queries((_HERE / "queries.sql").read_text())
+
+
+class Transaction:
+    """What a body works with: the named queries of `queries.sql`."""
+
+    def __init__(self, connection: aiosqlite.Connection) -> None:
+        self._connection = connection
+
+    async def rows(self, query: str, /, **parameters: object) -> list[Row]:
+        """Run a named query and return its rows."""
+        return list(await self._connection.execute_fetchall(QUERIES[query], parameters))
+
+    async def row(self, query: str, /, **parameters: object) -> Row | None:
+        """Run a named query and return its first row, or None."""
+        found = await self.rows(query, **parameters)
+        return found[0] if found else None
+
+    async def many(self, query: str, parameters: Iterable[Mapping[str, Any]]) -> None:
+        """Run a named query once for each set of parameters."""
+        cursor = await self._connection.executemany(QUERIES[query], parameters)
+        await cursor.close()
+
+
+Body: TypeAlias = Callable[[Transaction], Awaitable[T]]
+
+
+class _Work(Generic[T]):
+    """A body that waits for its turn, and where its result goes."""
+
+    def __init__(self, body: Body[T]) -> None:
+        self.body = body
+        self.future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+    async def run(self, transaction: Transaction) -> Callable[[], None]:
+        """Run the body; return what to call once its commit is on disk."""
+        result = await self.body(transaction)
+
+        def hand_out() -> None:
+            if not self.future.done():
+                self.future.set_result(result)
+
+        return hand_out
+
+    def fail(self, error: BaseException) -> None:
+        """Hand `error` to the one who waits."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+class Store:
+    """The database of one hub. Open it with `Store.open`, close it with `close`."""
+
+    def __init__(self, connection: aiosqlite.Connection) -> None:
+        self._connection = connection
+        self._waiting: asyncio.Queue[_Work[Any]] = asyncio.Queue(_BODIES_WAITING)
+        self._worker = asyncio.create_task(self._work(), name="store")
+
+    @classmethod
+    async def open(cls, path: Path) -> "Store":
+        """Open or create the database at `path`. Raises UnavailableError for a newer schema or an unreadable file."""
+        connection = await aiosqlite.connect(path, isolation_level=None)
+        try:
+            connection.row_factory = sqlite3.Row
+            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+                await connection.execute_fetchall(f"PRAGMA {pragma}")
+            await _migrate(connection, path)
+        except sqlite3.DatabaseError as error:
+            await connection.close()
+            raise UnavailableError(f"The database {path} cannot be used: {error}.") from None
+        except BaseException:
+            await connection.close()
+            raise
+        return cls(connection)
+
+    async def close(self) -> None:
+        """Finish what is waiting and close the file."""
+        await self._waiting.join()
+        self._worker.cancel()
+        await asyncio.gather(self._worker, return_exceptions=True)
+        await self._connection.close()
+
+    async def transaction(self, body: Body[T]) -> T:
+        """Run `body` in a transaction and return its result once that is committed to disk.
+
+        Raises what the body raises, and UnavailableError when the database does not answer within a minute.
+        """
+        work = _Work(body)
+        try:
+            async with asyncio.timeout(_TRANSACTION_SECONDS):
+                await self._waiting.put(work)
+                return await work.future
+        except TimeoutError:
+            raise UnavailableError("The hub's database did not answer within 60 s.", hint="Try again later.") from None
+
+    async def _work(self) -> None:
+        while True:
+            batch = [await self._waiting.get()]
+            while len(batch) < _BODIES_IN_ONE_COMMIT and not self._waiting.empty():
+                batch.append(self._waiting.get_nowait())
+            try:
+                await self._commit(batch)
+            except Exception as error:
+                # Rolled back as a whole (disk full, I/O error): nothing in it was acknowledged.
+                for work in batch:
+                    work.fail(UnavailableError(f"The hub's database could not write: {error}."))
+            finally:
+                for _ in batch:
+                    self._waiting.task_done()
+
+    async def _commit(self, batch: list[_Work[Any]]) -> None:
+        execute = self._connection.execute_fetchall
+        transaction = Transaction(self._connection)
+        results: list[Callable[[], None]] = []
+        await execute("BEGIN")
+        try:
+            for work in batch:
+                await execute("SAVEPOINT body")
+                try:
+                    results.append(await work.run(transaction))
+                except Exception as error:
+                    await execute("ROLLBACK TO body")
+                    work.fail(error)
+                await execute("RELEASE body")
+            await execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:
+                await execute("ROLLBACK")
+            raise
+        for hand_out in results:
+            hand_out()
+
+
+async def _migrate(connection: aiosqlite.Connection, path: Path) -> None:
+    (row,) = await connection.execute_fetchall("PRAGMA user_version")
+    version = row[0]
+    if version > _SCHEMA_VERSION:
+        raise UnavailableError(
+            f"The database {path} has schema {version}; this hub knows up to {_SCHEMA_VERSION}.",
+            hint="Use the newer lockstep-hub that wrote it.",
+        )
+    if version < 1:
+        schema = (_HERE / "schema.sql").read_text()
+        await connection.executescript(f"BEGIN IMMEDIATE;\n{schema}\nPRAGMA user_version = 1;\nCOMMIT;")

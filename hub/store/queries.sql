@@ -1,0 +1,204 @@
+-- Every query of the hub, by name. `:name` is a parameter.
+
+-- name: account_by_name
+SELECT account_id, name, password_hash FROM accounts WHERE name = :name;
+
+-- name: accounts
+SELECT a.name, a.created_at, COUNT(t.terminal_id) AS terminals
+FROM accounts a LEFT JOIN terminals t ON t.account_id = a.account_id
+GROUP BY a.account_id ORDER BY a.name;
+
+-- name: add_account
+INSERT INTO accounts (account_id, name, password_hash, created_at)
+VALUES (:account_id, :name, :password_hash, :now) ON CONFLICT DO NOTHING RETURNING account_id;
+
+-- name: terminal
+SELECT t.*, a.name AS account_name FROM terminals t JOIN accounts a ON a.account_id = t.account_id
+WHERE t.terminal_id = :terminal_id;
+
+-- name: terminal_by_key
+SELECT t.*, a.name AS account_name FROM terminals t JOIN accounts a ON a.account_id = t.account_id
+WHERE t.account_id = :account_id AND t.device_key = :device_key;
+
+-- name: terminals_of_account
+SELECT t.*, a.name AS account_name FROM terminals t JOIN accounts a ON a.account_id = t.account_id
+WHERE t.account_id = :account_id ORDER BY t.name;
+
+-- name: count_terminals
+SELECT COUNT(*) AS terminals FROM terminals WHERE account_id = :account_id;
+
+-- name: name_is_taken
+SELECT 1 FROM terminals WHERE account_id = :account_id AND name = :name AND terminal_id <> :terminal_id;
+
+-- name: add_terminal
+INSERT INTO terminals (terminal_id, account_id, name, device_key, sealing_key, device, address, created_at, last_seen_at)
+VALUES (:terminal_id, :account_id, :name, :device_key, :sealing_key, :device, :address, :now, :now);
+
+-- name: enrol_again
+UPDATE terminals SET name = :name, sealing_key = :sealing_key, device = :device, address = :address, last_seen_at = :now
+WHERE terminal_id = :terminal_id;
+
+-- name: count_login
+UPDATE terminals SET connection = connection + 1, receives = :receives, device = :device, address = :address,
+    last_seen_at = :now
+WHERE terminal_id = :terminal_id RETURNING connection;
+
+-- name: seen
+UPDATE terminals SET last_seen_at = :now WHERE terminal_id = :terminal_id;
+
+-- name: update_terminal
+UPDATE terminals SET name = :name, device = :device WHERE terminal_id = :terminal_id;
+
+-- name: is_current
+SELECT 1 FROM terminals WHERE terminal_id = :terminal_id AND connection = :connection;
+
+-- name: forget_installed
+DELETE FROM installed WHERE terminal_id = :terminal_id;
+
+-- name: add_installed
+INSERT INTO installed (terminal_id, program_id, version, kind, digest)
+VALUES (:terminal_id, :program_id, :version, :kind, :digest) ON CONFLICT DO NOTHING;
+
+-- name: installed_of_program
+SELECT i.terminal_id, i.version, i.kind, i.digest
+FROM installed i JOIN terminals t ON t.terminal_id = i.terminal_id
+WHERE i.program_id = :program_id AND t.account_id = :account_id;
+
+-- name: object
+SELECT digest, size, stored_size, chunks FROM objects WHERE digest = :digest;
+
+-- name: add_object
+INSERT INTO objects (digest, size, stored_size, chunks, created_at)
+VALUES (:digest, :size, :stored_size, :chunks, :now) ON CONFLICT DO NOTHING;
+
+-- name: add_program
+INSERT INTO programs (program_id, title, created_at) VALUES (:program_id, :title, :now) ON CONFLICT DO NOTHING;
+
+-- name: add_release
+INSERT INTO releases (program_id, version, version_key, created_at)
+VALUES (:program_id, :version, :version_key, :now) ON CONFLICT DO NOTHING;
+
+-- name: installer
+SELECT * FROM installers WHERE digest = :digest;
+
+-- name: add_installer
+INSERT INTO installers (digest, program_id, version, kind, package_name, file_version, version_code, file_name, selector,
+    signer, size, created_at)
+VALUES (:digest, :program_id, :version, :kind, :package_name, :file_version, :version_code, :file_name, :selector,
+    :signer, :size, :now);
+
+-- name: installers_of_program
+SELECT * FROM installers WHERE program_id = :program_id ORDER BY digest;
+
+-- name: catalogue
+SELECT i.*, p.title, r.version_key, o.stored_size FROM installers i JOIN objects o ON o.digest = i.digest
+JOIN programs p ON p.program_id = i.program_id
+JOIN releases r ON r.program_id = i.program_id AND r.version = i.version
+ORDER BY i.program_id, r.version_key DESC, i.kind, i.file_name, i.digest;
+
+-- name: program
+SELECT program_id, title FROM programs WHERE program_id = :program_id;
+
+-- name: program_ids
+SELECT program_id FROM programs ORDER BY program_id LIMIT 10000;
+
+-- name: programs_page
+SELECT p.program_id, p.title,
+    (SELECT r.version FROM releases r WHERE r.program_id = p.program_id ORDER BY r.version_key DESC, r.version LIMIT 1)
+        AS newest,
+    (SELECT GROUP_CONCAT(DISTINCT i.kind) FROM installers i WHERE i.program_id = p.program_id) AS kinds
+FROM programs p
+WHERE p.program_id > :after
+    AND (:query = '' OR INSTR(LOWER(p.program_id), :query) > 0 OR INSTR(LOWER(p.title), :query) > 0)
+ORDER BY p.program_id LIMIT :count;
+
+-- name: sync_by_request_key
+SELECT * FROM syncs WHERE initiator = :initiator AND request_key = :request_key;
+
+-- name: add_sync
+INSERT INTO syncs (sync_id, account_id, initiator, request_key, program_id, version, created_at)
+VALUES (:sync_id, :account_id, :initiator, :request_key, :program_id, :version, :now);
+
+-- name: add_delivery
+INSERT INTO deliveries (delivery_id, sync_id, terminal_id, position, digest, state, reason, detail, version, mismatches,
+    revision, is_final, created_at, changed_at)
+VALUES (:delivery_id, :sync_id, :terminal_id, :position, :digest, :state, :reason, :detail, :version, :mismatches,
+    :revision, :is_final, :now, :now);
+
+-- name: last_revision
+SELECT COALESCE(MAX(revision), 0) AS revision, COALESCE(MAX(position), 0) AS position FROM deliveries;
+
+-- name: sync_of_account
+SELECT * FROM syncs WHERE sync_id = :sync_id AND account_id = :account_id;
+
+-- name: targets_of_sync
+SELECT d.*, t.name, i.kind, i.file_name, i.size
+FROM deliveries d JOIN terminals t ON t.terminal_id = d.terminal_id LEFT JOIN installers i ON i.digest = d.digest
+WHERE d.sync_id = :sync_id ORDER BY d.position;
+
+-- name: changed_targets
+SELECT d.*, t.name, i.kind, i.file_name, i.size
+FROM syncs s JOIN deliveries d ON d.sync_id = s.sync_id AND d.revision > :since
+JOIN terminals t ON t.terminal_id = d.terminal_id LEFT JOIN installers i ON i.digest = d.digest
+WHERE s.initiator = :initiator AND s.noted = 0 ORDER BY d.sync_id, d.position;
+
+-- name: ended_not_noted
+SELECT sync_id, program_id, outcome FROM syncs
+WHERE initiator = :initiator AND noted = 0 AND ended_at IS NOT NULL ORDER BY created_at;
+
+-- name: note_sync
+UPDATE syncs SET noted = 1
+WHERE sync_id = :sync_id AND initiator = :initiator AND ended_at IS NOT NULL RETURNING sync_id;
+
+-- name: count_states
+SELECT state, COUNT(*) AS deliveries FROM deliveries WHERE sync_id = :sync_id GROUP BY state;
+
+-- name: count_open
+SELECT COUNT(*) AS open FROM deliveries WHERE sync_id = :sync_id AND is_final = 0;
+
+-- name: end_sync
+UPDATE syncs SET ended_at = :now, outcome = :outcome WHERE sync_id = :sync_id AND ended_at IS NULL;
+
+-- name: owed
+SELECT d.*, s.program_id, s.initiator, t.name, i.kind, i.file_name, i.size, i.package_name, i.file_version
+FROM deliveries d JOIN syncs s ON s.sync_id = d.sync_id JOIN terminals t ON t.terminal_id = d.terminal_id
+JOIN installers i ON i.digest = d.digest
+WHERE d.terminal_id = :terminal_id AND d.is_final = 0 ORDER BY d.position LIMIT 1;
+
+-- name: installed_digest
+SELECT digest, version FROM installed WHERE terminal_id = :terminal_id AND program_id = :program_id;
+
+-- name: delivery_of_terminal
+SELECT d.*, s.initiator FROM deliveries d JOIN syncs s ON s.sync_id = d.sync_id
+WHERE d.delivery_id = :delivery_id AND d.terminal_id = :terminal_id;
+
+-- name: move_delivery
+UPDATE deliveries SET state = :state, reason = :reason, detail = :detail, is_final = :is_final, connection = :connection,
+    revision = :revision, changed_at = :now, sent = sent + :sent
+WHERE delivery_id = :delivery_id AND is_final = 0
+RETURNING sync_id;
+
+-- name: cancellable
+SELECT d.delivery_id, d.terminal_id, d.state, d.connection FROM deliveries d
+WHERE d.sync_id = :sync_id AND d.is_final = 0;
+
+-- name: under_way_on
+SELECT d.delivery_id, d.connection, s.initiator FROM deliveries d JOIN syncs s ON s.sync_id = d.sync_id
+WHERE d.terminal_id = :terminal_id AND d.is_final = 0 AND d.state IN ('offered', 'downloading', 'verifying');
+
+-- name: give_reason
+UPDATE deliveries SET reason = :reason, revision = :revision, changed_at = :now
+WHERE terminal_id = :terminal_id AND is_final = 0 AND state = 'queued' AND reason IN ('offline', 'waiting')
+    AND reason <> :reason;
+
+-- name: under_way_anywhere
+SELECT DISTINCT terminal_id FROM deliveries WHERE is_final = 0 AND state IN ('offered', 'downloading', 'verifying');
+
+-- name: history_page
+SELECT s.*, t.name AS initiator_name,
+    (SELECT COALESCE(SUM(i.size), 0) FROM deliveries d JOIN installers i ON i.digest = d.digest
+     WHERE d.sync_id = s.sync_id AND d.state = 'done') AS size,
+    (SELECT COALESCE(SUM(d.sent), 0) FROM deliveries d WHERE d.sync_id = s.sync_id) AS sent
+FROM syncs s JOIN terminals t ON t.terminal_id = s.initiator
+WHERE s.account_id = :account_id AND (s.created_at, s.sync_id) < (:before_at, :before_id)
+ORDER BY s.created_at DESC, s.sync_id DESC LIMIT :count;
