@@ -3,7 +3,9 @@
 A command is a plain function that returns its exit code (`terminal/targets.py` has the table). What it needs is
 imported when it runs, so that `--help` is quick. Answers go to standard output: tables on a screen, plain lines in a
 pipe, one JSON document with `--json` (`run` prints one a line). Errors go to standard error, one sentence and what to
-do; with `--json` they are the document. Another file adds a command with `@commands.command()` and `@common_options`.
+do; with `--json` they are the document.
+
+Another file adds a command with `@commands.command()` and `@common_options`, and `main` imports that file.
 """
 
 import asyncio
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING, Concatenate, Final, ParamSpec
 
 import click
 
-from protocol.errors import ConflictError, LockstepError, RefusedError, UnavailableError, UsageError
+from protocol.errors import ConflictError, LockstepError, RefusedError, UsageError
 
 if TYPE_CHECKING:
     from protocol.device import DeviceInfo
@@ -438,8 +440,9 @@ def _left_to_the_hub(place: Place, watch: "SyncWatch") -> Iterator[None]:
         if place.as_json:
             _show_sync(place, watch, ExitCode.INTERRUPTED)
         raise
-    except UnavailableError as error:
-        raise UnavailableError(error.message, hint=goes_on, code=error.code) from error
+    except LockstepError as error:
+        error.hint = f"{error.hint} {goes_on}".strip()
+        raise
 
 
 async def _wait(place: Place, watch: "SyncWatch", timeout_seconds: float) -> None:
@@ -500,13 +503,23 @@ def _show_sync(place: Place, watch: "SyncWatch", code: int) -> None:
 
     rows = tuple(watch.targets.values())
     if place.as_json:
-        outcome = {"ended": watch.ended, "outcome": watch.outcome, "exit_code": int(code)}
-        _print_json({"sync": watch.sync, "program": watch.program, **outcome, "targets": rows})
+        # By the targets, not by the hub's `sync_done`, which may come a moment after the last of them.
+        end = {"ended": has_ended(rows), "outcome": _outcome(rows), "exit_code": int(code)}
+        _print_json({"sync": watch.sync, "program": watch.program, **end, "targets": rows})
         return
     _print_table(targets_table(rows))
     click.echo(summary(rows))
     if not has_ended(rows):
         click.echo(f"See it later with `{PROGRAM_NAME} history {watch.sync}`.")
+
+
+def _outcome(targets: "Sequence[TargetRow]") -> str:
+    from collections import Counter
+
+    from protocol.life import outcome_of
+    from terminal.targets import has_ended
+
+    return outcome_of(Counter(row.state for row in targets)) if has_ended(targets) else ""
 
 
 @commands.command()

@@ -280,7 +280,7 @@ def progress_view(targets: Sequence[TargetRow], *, rows: int) -> "RenderableType
     ordered = sorted(targets, key=lambda row: standing_of(row) is not Standing.UNDER_WAY)
     for row in ordered[: max(rows, 1)]:
         completed = row.size if standing_of(row) is Standing.GOOD else row.done
-        bar = ProgressBar(total=max(row.size, 1), completed=completed, width=BAR_CELLS)
+        bar = ProgressBar(max(row.size, 1), completed, BAR_CELLS, complete_style="cyan", finished_style="green")
         state = Text(state_words(row), style=STANDING_STYLES[standing_of(row)])
         grid.add_row(Text(printable(row.name)), bar, state, Text(size_words(row.size) if row.size else ""))
     return Group(grid, Text(summary(targets)))

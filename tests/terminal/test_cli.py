@@ -1,6 +1,7 @@
 """The command line against a scripted hub: a real WebSocket that answers what a test tells it to."""
 
 import asyncio
+import contextlib
 import io
 import json
 import os
@@ -11,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -46,7 +48,7 @@ class ScriptedHub:
         self.key = SigningKey.generate()
         self.answers: dict[type[Message], Answer] = {}
         self.asked: list[Message] = []
-        self.close_after_login: int | None = None
+        self.close_at_inventory: int | None = None
         self.close_after_answer = False
         self.url = ""
 
@@ -91,11 +93,11 @@ class ScriptedHub:
 
     async def _conversation(self, connection: ServerConnection) -> None:
         await self._send(connection, self._devices(0))
-        if self.close_after_login is not None:
-            await connection.close(self.close_after_login)
         async for data in connection:
             request = codec.decode(data)
             self.asked.append(request)
+            if isinstance(request, messages.Inventory) and self.close_at_inventory is not None:
+                await connection.close(self.close_at_inventory)
             if isinstance(request, messages.DevicesRequest):
                 await self._send(connection, self._devices(request.id))
             for answer in self.answers.get(type(request), lambda _: ())(request):
@@ -416,8 +418,9 @@ def test_a_sync_as_json_is_one_document_at_the_end(hub: ScriptedHub, logged_in: 
     ended = logged_in("sync", "weixin", "--to", "TV", "--json")
     assert ended.code == 1
     document = ended.document
-    assert (document["sync"], document["program"], document["exit_code"]) == ("s-1", "weixin", 1)
-    assert document["targets"][0]["reason"] == "no-space"
+    assert document["targets"][0].pop("reason") == "no-space"
+    del document["targets"]
+    assert document == {"sync": "s-1", "program": "weixin", "ended": True, "outcome": "failed", "exit_code": 1}
 
 
 @pytest.mark.parametrize(
@@ -480,6 +483,31 @@ def test_ctrl_c_leaves_the_sync_to_the_hub_and_says_so(hub: ScriptedHub, logged_
     assert not hub.requests(messages.Cancel)
 
 
+@pytest.mark.parametrize(("as_json", "document"), [(True, {"sync": "s-1", "exit_code": 130}), (False, {})])
+def test_ctrl_c_gives_a_program_its_document(
+    capsys: pytest.CaptureFixture[str], as_json: bool, document: dict[str, object]
+) -> None:
+    watch = SimpleNamespace(sync="s-1", program="weixin", targets={"t-2": target(TELEVISION, "installing")})
+    place = cli.Place(state=None, as_json=as_json)
+    with pytest.raises(asyncio.CancelledError), cli._left_to_the_hub(place, watch):  # type: ignore[arg-type]
+        raise asyncio.CancelledError
+    printed = json.loads(capsys.readouterr().out or "{}")
+    assert {name: printed[name] for name in document} == document
+    assert bool(printed) is as_json
+
+
+def test_on_a_screen_a_sync_ends_with_a_table(hub: ScriptedHub, logged_in: Command) -> None:
+    hub.accepts(target(TELEVISION, "queued"), then=[target(TELEVISION, "done", size=100)], outcome="done")
+    ours, theirs = os.openpty()
+    arguments = [sys.executable, "-m", "terminal", "sync", "weixin", "--to", "TV"]
+    with subprocess.Popen(arguments, cwd=REPOSITORY, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        screen = read_screen(ours)
+    assert process.returncode == 0, screen
+    assert "─────" in screen
+    assert "1 target: 1 done." in screen.splitlines()
+
+
 def test_a_hub_that_goes_away_leaves_the_sync_running(hub: ScriptedHub, logged_in: Command) -> None:
     hub.accepts(target(TELEVISION, "installing"))
     hub.close_after_answer = True
@@ -515,7 +543,7 @@ def test_other_commands_go_through_the_running_terminal(hub: ScriptedHub, logged
 
 
 def test_a_replaced_terminal_ends_and_says_why(hub: ScriptedHub, logged_in: Command) -> None:
-    hub.close_after_login = 4000
+    hub.close_at_inventory = 4000
     ended = logged_in("run")
     assert ended.code == 1
     assert ended.err.startswith("Error: ")
@@ -523,7 +551,7 @@ def test_a_replaced_terminal_ends_and_says_why(hub: ScriptedHub, logged_in: Comm
 
 
 def test_run_as_json_prints_one_document_a_line(hub: ScriptedHub, logged_in: Command) -> None:
-    hub.close_after_login = 4000
+    hub.close_at_inventory = 4000
     *events, error = (json.loads(line) for line in logged_in("run", "--json").out.splitlines())
     assert events
     assert all(set(event) == {"event", "message", "time"} for event in events)
@@ -638,3 +666,13 @@ def read_until(process: subprocess.Popen[str], text: str) -> None:
     """Read lines until one holds `text`; the test's own time limit ends a process that never prints it."""
     assert process.stdout is not None
     assert any(text in line for line in process.stdout), f"{text!r} was never printed"
+
+
+def read_screen(terminal: int) -> str:
+    """Return all that is printed on a pseudo-terminal until its last writer has gone (EIO on Linux), and close it."""
+    printed = b""
+    with contextlib.suppress(OSError):
+        while data := os.read(terminal, 65_536):
+            printed += data
+    os.close(terminal)
+    return printed.decode()
