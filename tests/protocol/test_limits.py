@@ -1,0 +1,41 @@
+"""Limits: their relations, and that each has a unit in its name."""
+
+import ast
+import re
+from pathlib import Path
+
+from protocol import limits
+
+UNITS = ("BYTES", "CHARACTERS", "ITEMS", "SECONDS", "FRAMES", "MESSAGES", "ENTRIES", "RUNS", "DEPTH", "DOUBLINGS")
+COUNTS = ("TARGETS_PER_SYNC", "DEVICES_PER_PAGE", "ROWS_PER_PAGE", "INVENTORY_PROGRAMS", "REQUESTS_UNDER_WAY")
+VALUES = {name: value for name, value in vars(limits).items() if re.fullmatch(r"[A-Z_]{4,}", name)}
+
+
+def test_every_limit_ends_in_its_unit_or_is_a_count_that_names_what_it_counts() -> None:
+    assert [name for name in VALUES if not name.endswith(UNITS) and name not in COUNTS] == []
+
+
+def test_every_limit_is_positive_and_times_alone_may_be_fractions() -> None:
+    assert all(value > 0 for value in VALUES.values())
+    assert all(isinstance(value, float) == name.endswith("SECONDS") for name, value in VALUES.items())
+
+
+def test_the_largest_object_of_each_chunk_size_has_few_enough_chunks() -> None:
+    for doublings in range(limits.CHUNK_SIZE_DOUBLINGS + 1):
+        last = doublings == limits.CHUNK_SIZE_DOUBLINGS
+        largest = limits.OBJECT_BYTES if last else limits.SMALL_OBJECT_BYTES << doublings
+        assert largest // (limits.CHUNK_MINIMUM_BYTES << doublings) <= limits.MANIFEST_ENTRIES
+
+
+def test_a_text_of_four_byte_characters_at_its_limit_is_a_string_at_its_limit() -> None:
+    assert limits.TEXT_CHARACTERS * 4 <= limits.STRING_BYTES
+
+
+def test_what_lies_between_two_control_messages_is_at_most_one_frame() -> None:
+    assert limits.FRAME_BYTES * 2 <= limits.MESSAGE_BYTES
+    assert limits.WINDOW_LARGEST_FRAMES * limits.FRAME_BYTES == 4 * limits.MIB
+
+
+def test_the_module_asserts_its_own_relations() -> None:
+    tree = ast.parse(Path(limits.__file__).read_text(encoding="utf-8"))
+    assert sum(isinstance(node, ast.Assert) for node in tree.body) >= 8
