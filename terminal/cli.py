@@ -1,11 +1,10 @@
 """`lockstep-terminal`: arguments -> client or agent, tables, progress, exit code.
 
 A command is a plain function that returns its exit code (`terminal/targets.py` has the table). What it needs is
-imported when it runs, so that `--help` is quick. Answers go to standard output: tables on a screen, plain lines in a
-pipe, one JSON document with `--json` (`run` prints one a line). Errors go to standard error, one sentence and what to
-do; with `--json` they are the document.
+imported when it runs, so that `--help` is quick. Answers go to standard output (`run --json` prints one document a
+line), errors to standard error as one sentence and what to do; with `--json` the error is the document.
 
-Another file adds a command with `@commands.command()` and `@common_options`, and `main` imports that file.
+A command of another file is a click command with `@common_options` (`terminal/place.py`), added to `commands` here.
 """
 
 import asyncio
@@ -13,124 +12,25 @@ import functools
 import os
 import sys
 import traceback
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Concatenate, Final, ParamSpec
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from protocol.errors import ConflictError, LockstepError, RefusedError, UsageError
+from terminal.place import Place, common_options, connected_client, local_device, print_json
 
 if TYPE_CHECKING:
-    from protocol.device import DeviceInfo
-    from protocol.messages import TargetRow
-    from terminal.client import Client, SyncWatch
-    from terminal.installers import RunnerSettings
+    from terminal.client import Client
     from terminal.state import Identity, StateFolder
-    from terminal.tables import Table
     from terminal.targets import Choice
-
-P = ParamSpec("P")
 
 PASSWORD_CHARACTERS: Final = 1_024
 PROGRAM_NAME: Final = "lockstep-terminal"
-LINES_BESIDE_PROGRESS: Final = 3
 DEBUG_VARIABLE: Final = "LOCKSTEP_DEBUG"
-
-
-# --- where a command runs and what it shows -----------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """What every command is given: its state folder (None: the default one) and whether a program reads its answer."""
-
-    state: Path | None
-    as_json: bool
-
-    def folder(self) -> "StateFolder":
-        """Return the state folder, created when it is not there."""
-        from terminal.state import StateFolder, default_state_path
-
-        return StateFolder(self.state or default_state_path())
-
-    def show(self, answer: Mapping[str, object], shown: "Table | str") -> None:
-        """Print `answer` as JSON, or what is shown of it as words."""
-        if self.as_json:
-            _print_json(answer)
-        elif isinstance(shown, str):
-            click.echo(shown)
-        else:
-            _print_table(shown)
-
-    def tell(self, sentence: str) -> None:
-        """Print a sentence for people, beside the answer; a program does not see it."""
-        if not self.as_json:
-            click.echo(sentence)
-
-
-def common_options(command: Callable[Concatenate[Place, P], int]) -> Callable[..., int]:
-    """Give a command `--state` and `--json`; it gets them as its first argument, a Place."""
-
-    @click.option(
-        "--state",
-        type=click.Path(path_type=Path, file_okay=False),
-        envvar="LOCKSTEP_STATE",
-        metavar="DIR",
-        help="Folder this terminal keeps its state in.  [env: LOCKSTEP_STATE]",
-    )
-    @click.option("--json", "as_json", is_flag=True, help="Answer with JSON.")
-    @functools.wraps(command)
-    def placed(state: Path | None, as_json: bool, *args: P.args, **kwargs: P.kwargs) -> int:
-        return command(Place(state, as_json), *args, **kwargs)
-
-    return placed
-
-
-def _print_json(answer: Mapping[str, object]) -> None:
-    import json
-
-    from terminal.tables import document
-
-    click.echo(json.dumps(document(answer), ensure_ascii=False))
-
-
-def _print_table(table: "Table") -> None:
-    from terminal.tables import plain_text, rich_table
-
-    if not sys.stdout.isatty():
-        click.echo(plain_text(table))
-        return
-    from rich.console import Console
-
-    Console().print(rich_table(table))
-
-
-# --- the device ---------------------------------------------------------------------------------------------------
-
-
-def _local_device(
-    folder: "StateFolder", device_file: Path | None = None
-) -> "tuple[DeviceInfo, dict[str, RunnerSettings]]":
-    """Return this device and its runners' settings: detected, and as its device file says otherwise."""
-    from terminal.detection import detect_device, load_device
-
-    detected = detect_device(folder.path)
-    described = device_file or folder.device_file
-    return load_device(described, detected) if described.exists() else (detected, {})
-
-
-@asynccontextmanager
-async def _client(place: Place) -> "AsyncIterator[Client]":
-    from terminal.client import open_client
-
-    folder = place.folder()
-    folder.identity()  # not logged in: say so before anything is detected
-    async with open_client(folder, device=_local_device(folder)[0]) as client:
-        yield client
 
 
 # --- commands -----------------------------------------------------------------------------------------------------
@@ -201,7 +101,7 @@ def login(
 
     folder = place.folder()
     _refuse_other_login(folder, url, account, replace)
-    device, _ = _local_device(folder, device_file)
+    device, _ = local_device(folder, device_file)
     password = _password(password_stdin)
     identity = asyncio.run(
         enrol(
@@ -287,7 +187,7 @@ async def _run(place: Place) -> int:
 
     folder = place.folder()
     folder.identity()
-    device, settings = _local_device(folder)
+    device, settings = local_device(folder)
     runners = build_runners(folder.path / "programs", device.installer_kinds, settings)
     stop = asyncio.Event()
     with _stopped_by_signals(stop):
@@ -328,7 +228,7 @@ def devices(place: Place) -> int:
 async def _devices(place: Place) -> int:
     from terminal.tables import devices_table
 
-    async with _client(place) as client:
+    async with connected_client(place) as client:
         rows = await client.devices()
         this = client.identity.terminal
     place.show({"this_terminal": this, "devices": rows}, devices_table(rows, this=this, now=_now()))
@@ -346,7 +246,7 @@ def programs(place: Place, query: str) -> int:
 async def _programs(place: Place, query: str) -> int:
     from terminal.tables import programs_table
 
-    async with _client(place) as client:
+    async with connected_client(place) as client:
         rows = await client.programs(query)
         known = await client.devices()
     place.show({"programs": rows}, programs_table(rows, known))
@@ -376,7 +276,7 @@ def plan(place: Place, program: str, to: tuple[str, ...], version: str) -> int:
 async def _plan(place: Place, program: str, to: tuple[str, ...], version: str) -> int:
     from terminal.tables import plan_table
 
-    async with _client(place) as client:
+    async with connected_client(place) as client:
         choice = await _choice(client, to)
         rows = await client.plan(program, targets=choice.targets, everyone=choice.everyone, version=version)
     place.show({"program": program, "targets": rows}, plan_table(rows))
@@ -414,112 +314,18 @@ def sync(place: Place, program: str, to: tuple[str, ...], version: str, timeout_
 
 async def _sync(place: Place, program: str, to: tuple[str, ...], version: str, timeout_seconds: float | None) -> int:
     from terminal.targets import sync_exit_code
+    from terminal.watching import left_to_the_hub, show_sync, wait_for_targets
 
-    async with _client(place) as client:
+    async with connected_client(place) as client:
         choice = await _choice(client, to)
         watch = await client.sync(program, targets=choice.targets, everyone=choice.everyone, version=version)
         place.tell(f"Sync {watch.sync} of {watch.program} is accepted.")
         if timeout_seconds is not None:
-            with _left_to_the_hub(place, watch):
-                await _wait(place, watch, timeout_seconds)
+            with left_to_the_hub(place, watch):
+                await wait_for_targets(place, watch, timeout_seconds)
     code = sync_exit_code(watch.targets.values(), waits=timeout_seconds is not None)
-    _show_sync(place, watch, code)
+    show_sync(place, watch, code)
     return code
-
-
-@contextmanager
-def _left_to_the_hub(place: Place, watch: "SyncWatch") -> Iterator[None]:
-    """Whatever ends the waiting early, say that the sync goes on and where to look."""
-    from terminal.targets import ExitCode
-
-    goes_on = f"The sync goes on at the hub; see it with `{PROGRAM_NAME} history {watch.sync}`."
-    try:
-        yield
-    except asyncio.CancelledError:  # Ctrl-C: asyncio.run cancels, then raises KeyboardInterrupt
-        click.echo(f"No longer watching. {goes_on}", err=True)
-        if place.as_json:
-            _show_sync(place, watch, ExitCode.INTERRUPTED)
-        raise
-    except LockstepError as error:
-        error.hint = f"{error.hint} {goes_on}".strip()
-        raise
-
-
-async def _wait(place: Place, watch: "SyncWatch", timeout_seconds: float) -> None:
-    """Show each change until no target is waited for, or the time is over."""
-    from terminal.targets import is_waited_for
-
-    with _progress(place) as show:
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                async for _ in watch.changes():
-                    show(tuple(watch.targets.values()))
-                    if not is_waited_for(watch.targets.values()):
-                        return
-        except TimeoutError:
-            return
-
-
-@contextmanager
-def _progress(place: Place) -> "Iterator[Callable[[Sequence[TargetRow]], None]]":
-    """Give a callable that shows targets as they are now: nothing with JSON, bars on a screen, lines in a pipe."""
-    if place.as_json:
-        yield lambda _: None
-    elif sys.stdout.isatty():
-        with _bars() as show:
-            yield show
-    else:
-        yield _Lines().show
-
-
-@contextmanager
-def _bars() -> "Iterator[Callable[[Sequence[TargetRow]], None]]":
-    from rich.live import Live
-
-    from terminal.tables import progress_view
-
-    with Live(refresh_per_second=4, transient=True) as live:
-        rows = live.console.height - LINES_BESIDE_PROGRESS
-        yield lambda targets: live.update(progress_view(targets, rows=rows))
-
-
-class _Lines:
-    """Prints one line per target whenever it has come to another state."""
-
-    def __init__(self) -> None:
-        self._before: dict[str, TargetRow] = {}
-
-    def show(self, targets: "Sequence[TargetRow]") -> None:
-        from terminal.tables import changed_lines
-
-        for line in changed_lines(self._before, targets):
-            click.echo(line)
-        self._before = {row.terminal: row for row in targets}
-
-
-def _show_sync(place: Place, watch: "SyncWatch", code: int) -> None:
-    from terminal.tables import summary, targets_table
-    from terminal.targets import has_ended
-
-    rows = tuple(watch.targets.values())
-    if place.as_json:
-        # By the targets, not by the hub's `sync_done`, which may come a moment after the last of them.
-        end = {"ended": has_ended(rows), "outcome": _outcome(rows), "exit_code": int(code)}
-        _print_json({"sync": watch.sync, "program": watch.program, **end, "targets": rows})
-        return
-    _print_table(targets_table(rows))
-    click.echo(summary(rows))
-    if not has_ended(rows):
-        click.echo(f"See it later with `{PROGRAM_NAME} history {watch.sync}`.")
-
-
-def _outcome(targets: "Sequence[TargetRow]") -> str:
-    from collections import Counter
-
-    from protocol.life import outcome_of
-    from terminal.targets import has_ended
-
-    return outcome_of(Counter(row.state for row in targets)) if has_ended(targets) else ""
 
 
 @commands.command()
@@ -533,7 +339,7 @@ def history(place: Place, sync_id: str) -> int:
 async def _history(place: Place) -> int:
     from terminal.tables import history_table
 
-    async with _client(place) as client:
+    async with connected_client(place) as client:
         rows = await client.history()
     place.show({"syncs": rows}, history_table(rows, now=_now()))
     return 0
@@ -542,7 +348,7 @@ async def _history(place: Place) -> int:
 async def _targets(place: Place, sync_id: str) -> int:
     from terminal.tables import targets_table
 
-    async with _client(place) as client:
+    async with connected_client(place) as client:
         rows = await client.sync_result(sync_id)
     place.show({"sync": sync_id, "targets": rows}, targets_table(rows))
     return 0
@@ -557,7 +363,7 @@ def cancel(place: Place, sync_id: str) -> int:
 
 
 async def _cancel(place: Place, sync_id: str) -> int:
-    async with _client(place) as client:
+    async with connected_client(place) as client:
         result = await client.cancel(sync_id)
     answer = {"sync": result.sync, "cancelled": result.cancelled, "too_late": result.too_late}
     place.show(answer, f"{result.cancelled} cancelled, {result.too_late} too late (installing or ended already).")
@@ -578,7 +384,7 @@ def show(place: Place) -> int:
     folder = place.folder()
     identity = folder.identity() if folder.has_identity() else None
     facts = {**_login_facts(identity), "state_folder": str(folder.path)}
-    info = _local_device(folder)[0]
+    info = local_device(folder)[0]
     place.show({**facts, "device": info}, facts_table({**facts, **document(info)}))
     return 0
 
@@ -592,7 +398,7 @@ def rename(place: Place, name: str) -> int:
 
 
 async def _rename(place: Place, name: str) -> int:
-    async with _client(place) as client:
+    async with connected_client(place) as client:
         await client.rename(name)
         terminal = client.identity.terminal
     place.show({"terminal": terminal, "name": name}, f"This device is now called {name}.")
@@ -651,7 +457,7 @@ def _print_error(code: str, message: str, hint: str, as_json: bool) -> None:
     from terminal.tables import printable
 
     if as_json:
-        _print_json({"error": {"code": code, "message": message, "hint": hint}})
+        print_json({"error": {"code": code, "message": message, "hint": hint}})
     else:
         click.echo(printable(f"Error: {message} {hint}"), err=True)
 

@@ -1,8 +1,8 @@
 """What the commands show: rows -> a table of words, and that -> aligned text for a pipe, a rich table, or a document.
 
 Pure: no file, clock or terminal; the time now is an argument. Everything another device wrote (names, details) is made
-printable here, so that no device can send escape codes to another one's screen. rich is imported only here; its larger
-parts only when something is drawn with them.
+printable here, so that no device can send escape codes to another one's screen. The larger parts of rich are imported
+only when something is drawn with them.
 """
 
 from collections import Counter

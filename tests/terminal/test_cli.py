@@ -25,6 +25,8 @@ from protocol.device import DeviceInfo
 from protocol.keys import SigningKey, challenge_bytes, new_nonce
 from protocol.messages import DeviceRow, Message, ProgramRow, SyncRow, TargetRow
 from terminal import cli
+from terminal.place import Place
+from terminal.watching import left_to_the_hub
 
 PASSWORD = "correct horse"
 REPOSITORY = Path(cli.__file__).parents[1]
@@ -488,8 +490,8 @@ def test_ctrl_c_gives_a_program_its_document(
     capsys: pytest.CaptureFixture[str], as_json: bool, document: dict[str, object]
 ) -> None:
     watch = SimpleNamespace(sync="s-1", program="weixin", targets={"t-2": target(TELEVISION, "installing")})
-    place = cli.Place(state=None, as_json=as_json)
-    with pytest.raises(asyncio.CancelledError), cli._left_to_the_hub(place, watch):  # type: ignore[arg-type]
+    place = Place(state=None, as_json=as_json)
+    with pytest.raises(asyncio.CancelledError), left_to_the_hub(place, watch):  # type: ignore[arg-type]
         raise asyncio.CancelledError
     printed = json.loads(capsys.readouterr().out or "{}")
     assert {name: printed[name] for name in document} == document

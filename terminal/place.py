@@ -1,0 +1,113 @@
+"""Place: where a command of `lockstep-terminal` runs, and how it answers.
+
+Every command has `--state` and `--json`. An answer goes to standard output: a table on a screen, plain lines in a pipe,
+one JSON document with `--json`. Libraries are imported when they are needed, so that `--help` is quick.
+"""
+
+import functools
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Concatenate, ParamSpec
+
+import click
+
+if TYPE_CHECKING:
+    from protocol.device import DeviceInfo
+    from terminal.client import Client
+    from terminal.installers import RunnerSettings
+    from terminal.state import StateFolder
+    from terminal.tables import Table
+
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What every command is given: its state folder (None: the default one) and whether a program reads its answer."""
+
+    state: Path | None
+    as_json: bool
+
+    def folder(self) -> "StateFolder":
+        """Return the state folder, created when it is not there."""
+        from terminal.state import StateFolder, default_state_path
+
+        return StateFolder(self.state or default_state_path())
+
+    def show(self, answer: Mapping[str, object], shown: "Table | str") -> None:
+        """Print `answer` as JSON, or what is shown of it as words."""
+        if self.as_json:
+            print_json(answer)
+        elif isinstance(shown, str):
+            click.echo(shown)
+        else:
+            print_table(shown)
+
+    def tell(self, sentence: str) -> None:
+        """Print a sentence for people, beside the answer; a program does not see it."""
+        if not self.as_json:
+            click.echo(sentence)
+
+
+def common_options(command: Callable[Concatenate[Place, P], int]) -> Callable[..., int]:
+    """Give a command `--state` and `--json`; it gets them as its first argument, a Place."""
+
+    @click.option(
+        "--state",
+        type=click.Path(path_type=Path, file_okay=False),
+        envvar="LOCKSTEP_STATE",
+        metavar="DIR",
+        help="Folder this terminal keeps its state in.  [env: LOCKSTEP_STATE]",
+    )
+    @click.option("--json", "as_json", is_flag=True, help="Answer with JSON.")
+    @functools.wraps(command)
+    def placed(state: Path | None, as_json: bool, *args: P.args, **kwargs: P.kwargs) -> int:
+        return command(Place(state, as_json), *args, **kwargs)
+
+    return placed
+
+
+def print_json(answer: Mapping[str, object]) -> None:
+    """Print one JSON document on one line; structs become objects, bytes hex."""
+    import json
+
+    from terminal.tables import document
+
+    click.echo(json.dumps(document(answer), ensure_ascii=False))
+
+
+def print_table(table: "Table") -> None:
+    """Print a table: drawn for a screen, plain lines for a pipe."""
+    from terminal.tables import plain_text, rich_table
+
+    if not sys.stdout.isatty():
+        click.echo(plain_text(table))
+        return
+    from rich.console import Console
+
+    Console().print(rich_table(table))
+
+
+def local_device(
+    folder: "StateFolder", device_file: Path | None = None
+) -> "tuple[DeviceInfo, dict[str, RunnerSettings]]":
+    """Return this device and its runners' settings: detected, and as its device file says otherwise."""
+    from terminal.detection import detect_device, load_device
+
+    detected = detect_device(folder.path)
+    described = device_file or folder.device_file
+    return load_device(described, detected) if described.exists() else (detected, {})
+
+
+@asynccontextmanager
+async def connected_client(place: Place) -> "AsyncIterator[Client]":
+    """Speak to the hub as the terminal of `place`. Raises what `open_client` raises."""
+    from terminal.client import open_client
+
+    folder = place.folder()
+    folder.identity()  # not logged in: say so before anything is detected
+    async with open_client(folder, device=local_device(folder)[0]) as client:
+        yield client
