@@ -1,0 +1,338 @@
+"""Client: what a program on this device may ask of its account's hub. The public API of a terminal.
+
+Through the running agent when there is one, else over a connection of its own that installs nothing. Every call has a
+deadline of 30 s. Errors are those of `protocol/errors.py`: UnavailableError means try again.
+"""
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Final, TypeVar
+
+from msgspec import structs
+from websockets.asyncio.client import unix_connect
+from websockets.exceptions import WebSocketException
+
+from protocol import keys, life, limits, messages
+from protocol.device import DeviceInfo
+from protocol.errors import LockstepError, ProtocolError, RefusedError, UsageError
+from protocol.messages import AnyMessage, CancelResult, DeviceRow, Message, ProgramRow, Request, SyncRow, TargetRow
+from terminal.connection import address_of, connected, login_of
+from terminal.dialling import parse_address
+from terminal.link import CLOSE_SECONDS, Link, unix_path
+from terminal.session import Enrolling
+from terminal.state import Identity, StateFolder
+
+AGENT_SECONDS: Final = 5.0
+_AGENT_RETRY_SECONDS: Final = 0.1
+_EARLY_MESSAGES: Final = 64
+
+Answer = TypeVar("Answer", bound=Message)
+
+
+async def enrol(
+    folder: StateFolder,
+    url: str,
+    *,
+    account: str,
+    password: str,
+    name: str,
+    device: DeviceInfo,
+    insecure_lan: bool = False,
+    ca_file: Path | None = None,
+) -> Identity:
+    """Make this device a terminal of `account` at the hub at `url`, and keep who it is in `folder`.
+
+    The same device and account give the same terminal again. Raises UsageError for a bad URL, RefusedError for a wrong
+    password or a folder in use, UnavailableError when the hub cannot be reached.
+    """
+    address = parse_address(url, insecure_lan=insecure_lan, ca_file=ca_file)
+    with folder.lock():
+        seeds = folder.seeds(account)
+        opening = Enrolling(
+            account=account,
+            password=password,
+            name=name,
+            device=device,
+            signing_key=keys.SigningKey(seeds.device_seed),
+            sealing_key=keys.SealingKey(seeds.sealing_seed).public,
+            host=address.host,
+            port=address.port,
+        )
+        async with connected(address, opening, folder) as connection:
+            identity = Identity(
+                url=url,
+                account=connection.welcome.account,
+                terminal=connection.welcome.terminal,
+                name=connection.welcome.name,
+                hub_key=connection.hub_key,
+                device_seed=seeds.device_seed,
+                sealing_seed=seeds.sealing_seed,
+                insecure_lan=insecure_lan,
+                ca_file=str(ca_file.absolute()) if ca_file else "",
+            )
+        _keep(folder, identity, device)
+        return identity
+
+
+@asynccontextmanager
+async def open_client(folder: StateFolder, *, device: DeviceInfo | None = None) -> AsyncIterator["Client"]:
+    """Speak to the hub as the terminal of `folder`. `device` is what to report; None: what was reported last.
+
+    Raises NotLoggedInError before the first login, UnavailableError when the hub is away, RefusedError (`in-use`) when
+    another process holds the folder and does not serve others.
+    """
+    identity = folder.identity()
+    async with AsyncExitStack() as stack:
+        link = await _open_link(folder, identity, device, stack)
+        yield Client(folder, identity, link)
+
+
+class Client:
+    """An account's devices, programs and syncs, as seen from this terminal. Use `open_client`."""
+
+    def __init__(self, folder: StateFolder, identity: Identity, link: Link) -> None:
+        self.identity = identity
+        self._folder = folder
+        self._link = link
+
+    async def devices(self) -> tuple[DeviceRow, ...]:
+        """Return all devices of the account, this one too."""
+        pages = await self._ask(messages.DevicesRequest(id=1), messages.Devices)
+        return tuple(row for page in pages for row in page.devices)
+
+    async def programs(self, query: str = "") -> tuple[ProgramRow, ...]:
+        """Return the programs whose id or title has `query` in it, sorted by id."""
+        rows: list[ProgramRow] = []
+        more = True
+        while more:
+            after = rows[-1].program if rows else ""
+            pages = await self._ask(messages.Programs(id=1, query=query, after=after), messages.ProgramsResult)
+            rows.extend(pages[-1].programs)
+            more = pages[-1].more and bool(pages[-1].programs)
+        return tuple(rows)
+
+    async def plan(
+        self, program: str, *, targets: tuple[str, ...] = (), everyone: bool = False, version: str = ""
+    ) -> tuple[TargetRow, ...]:
+        """Return what `sync` with the same arguments would do per target; nothing is sent. `targets` are terminal ids.
+
+        Raises UnknownNameError for a program, terminal or version that does not exist.
+        """
+        request = messages.Plan(id=1, program=program, targets=targets, everyone=everyone, version=version)
+        pages = await self._ask(request, messages.PlanResult)
+        return tuple(row for page in pages for row in page.targets)
+
+    async def sync(
+        self,
+        program: str,
+        *,
+        targets: tuple[str, ...] = (),
+        everyone: bool = False,
+        version: str = "",
+        request_key: str = "",
+    ) -> "SyncWatch":
+        """Bring `program` to the targets and return how that goes. The same `request_key` again is the same sync.
+
+        Raises UnknownNameError for a program, terminal or version that does not exist.
+        """
+        request = messages.Sync(
+            id=1,
+            request_key=request_key or secrets.token_hex(16),
+            program=program,
+            targets=targets,
+            everyone=everyone,
+            version=version,
+        )
+        watch = SyncWatch(program, self.sync_result, self._link.leave)
+        self._link.listen(watch)
+        try:
+            pages = await self._ask(request, messages.SyncAccepted)
+        except BaseException:
+            self._link.leave(watch)
+            raise
+        watch.accepted(pages)
+        return watch
+
+    async def sync_result(self, sync: str) -> tuple[TargetRow, ...]:
+        """Return all targets of a sync as they stand now. Raises UnknownNameError."""
+        pages = await self._ask(messages.SyncRequest(id=1, sync=sync), messages.SyncResult)
+        return tuple(row for page in pages for row in page.targets)
+
+    async def history(self, limit: int = 50) -> tuple[SyncRow, ...]:
+        """Return the account's last `limit` syncs, newest first."""
+        rows: list[SyncRow] = []
+        more = True
+        while more and len(rows) < limit:
+            before = rows[-1].sync if rows else ""
+            pages = await self._ask(messages.History(id=1, before=before), messages.HistoryResult)
+            rows.extend(pages[-1].syncs)
+            more = pages[-1].more and bool(pages[-1].syncs)
+        return tuple(rows[:limit])
+
+    async def cancel(self, sync: str) -> CancelResult:
+        """End what of a sync has not begun to install. Raises UnknownNameError."""
+        return (await self._ask(messages.Cancel(id=1, sync=sync), CancelResult))[-1]
+
+    async def rename(self, name: str) -> None:
+        """Give this terminal another name. Raises ConflictError when another device of the account has it."""
+        if not 0 < len(name) <= limits.NAME_CHARACTERS:
+            raise UsageError(f"A name has 1 to {limits.NAME_CHARACTERS} characters, this one has {len(name)}.")
+        await self._ask(messages.DeviceUpdate(id=1, name=name), messages.Done)
+        self.identity = structs.replace(self.identity, name=name)
+        self._folder.save_identity(self.identity)
+
+    async def update_device(self, device: DeviceInfo) -> None:
+        """Report other device info for this terminal."""
+        await self._ask(messages.DeviceUpdate(id=1, device=device), messages.Done)
+        self._folder.save_device(device)
+
+    async def _ask(self, request: Request, answer: type[Answer]) -> list[Answer]:
+        pages = await self._link.request(request)
+        right: list[Answer] = [page for page in pages if isinstance(page, answer)]
+        if len(right) != len(pages):
+            raise ProtocolError(f"The hub answered a {messages.kind_of(request)} with something else.")
+        return right
+
+
+class SyncWatch:
+    """One sync as it goes: `targets` by terminal id, kept current; `outcome` once it has `ended`.
+
+    Latest value wins, so a slow reader of `changes` costs nothing.
+    """
+
+    def __init__(
+        self,
+        program: str,
+        result: Callable[[str], Awaitable[tuple[TargetRow, ...]]],
+        leave: Callable[["SyncWatch"], None],
+    ) -> None:
+        self.sync = ""
+        self.program = program
+        self.targets: dict[str, TargetRow] = {}
+        self.ended = False
+        self.outcome = ""
+        self._result = result
+        self._leave = leave
+        self._early: list[AnyMessage] = []
+        self._error: LockstepError | None = None
+        self._changed = asyncio.Event()
+
+    def accepted(self, pages: list[messages.SyncAccepted]) -> None:
+        """Take the answer to the request, then what has come since."""
+        self.sync, self.program = pages[0].sync, pages[0].program
+        self._take([row for page in pages for row in page.targets])
+        early, self._early = self._early, []
+        for message in early:
+            self.put(message)
+
+    def put(self, message: AnyMessage) -> None:
+        """Take an unasked message of the link."""
+        if not isinstance(message, (messages.SyncUpdate, messages.SyncDone)):
+            return
+        if not self.sync:
+            self._early = [*self._early, message][-_EARLY_MESSAGES:]
+        elif message.sync == self.sync:
+            self._apply(message)
+
+    def end(self, error: LockstepError) -> None:
+        """The link has ended."""
+        self._error = error
+        self._changed.set()
+
+    async def changes(self) -> AsyncIterator[None]:
+        """Yield at once and then after each change, for the last time when the sync has ended.
+
+        Raises UnavailableError when the connection is lost first; the sync itself goes on at the hub.
+        """
+        try:
+            while True:
+                self._changed.clear()
+                ended = self.ended
+                if ended:
+                    await self._complete()
+                yield
+                if ended:
+                    return
+                await self._changed.wait()
+                if self._error is not None and not self.ended:
+                    raise self._error
+        finally:
+            self._leave(self)
+
+    def _apply(self, message: messages.SyncUpdate | messages.SyncDone) -> None:
+        if isinstance(message, messages.SyncUpdate):
+            self._take(message.targets)
+        else:
+            self.ended, self.outcome = True, message.outcome
+        self._changed.set()
+
+    def _take(self, rows: "list[TargetRow] | tuple[TargetRow, ...]") -> None:
+        self.targets.update({row.terminal: row for row in rows})
+
+    async def _complete(self) -> None:
+        """Fetch the last states: updates on the way to this one may have been merged or missed."""
+        if all(row.state in life.FINAL for row in self.targets.values()):
+            return
+        with contextlib.suppress(LockstepError):
+            self._take(await self._result(self.sync))
+
+
+def _keep(folder: StateFolder, identity: Identity, device: DeviceInfo) -> None:
+    before = folder.identity() if folder.has_identity() else None
+    if before is not None and (before.terminal, before.url) != (identity.terminal, identity.url):
+        folder.clear_reports()
+    folder.save_device(device)
+    folder.save_identity(identity)
+
+
+async def _open_link(folder: StateFolder, identity: Identity, device: DeviceInfo | None, stack: AsyncExitStack) -> Link:
+    """Return a link through the agent or to the hub; a short command that holds the lock is waited for."""
+    give_up_at = asyncio.get_running_loop().time() + AGENT_SECONDS
+    while True:
+        try:
+            stack.enter_context(folder.lock())
+        except RefusedError:
+            with contextlib.suppress(OSError, WebSocketException):
+                return await stack.enter_async_context(_agent_link(folder))
+            if asyncio.get_running_loop().time() >= give_up_at:
+                raise
+            await asyncio.sleep(_AGENT_RETRY_SECONDS)
+        else:
+            return await stack.enter_async_context(_hub_link(folder, identity, device))
+
+
+@asynccontextmanager
+async def _hub_link(folder: StateFolder, identity: Identity, device: DeviceInfo | None) -> AsyncIterator[Link]:
+    reported = device or folder.device()
+    if reported is None:
+        raise UsageError("It is not known what device this is.", hint="Log in again.")
+    address = address_of(identity)
+    async with connected(address, login_of(identity, address, reported, receives=False), folder) as connection:
+        if device is not None and device != folder.device():
+            folder.save_device(device)
+        yield connection.link
+
+
+@asynccontextmanager
+async def _agent_link(folder: StateFolder) -> AsyncIterator[Link]:
+    with unix_path(folder.agent_socket) as path:
+        socket = await unix_connect(
+            path,
+            compression=None,
+            max_size=limits.MESSAGE_BYTES,
+            max_queue=limits.INBOUND_MESSAGES,
+            ping_interval=None,
+            open_timeout=limits.OPENING_SECONDS,
+            close_timeout=CLOSE_SECONDS,
+        )
+    link = Link(socket, "The agent of this terminal")
+    running = asyncio.create_task(link.run())
+    try:
+        yield link
+    finally:
+        await link.close()
+        await asyncio.wait([running])

@@ -1,0 +1,219 @@
+"""Connection: one logged-in connection to a hub. Feeds the session and performs the actions it returns.
+
+Everything runs on one event loop: messages, ends of steps and requests are fed to the session as they come, and its
+actions are performed before the next is taken. Only the socket's writer and steps that read whole files wait.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from websockets.exceptions import ConnectionClosed
+
+from protocol import keys, limits, messages
+from protocol.device import DeviceInfo, InstallerKind
+from protocol.errors import LockstepError, UnavailableError
+from protocol.liveness import Liveness
+from protocol.messages import AnyMessage, Message
+from terminal import session
+from terminal.dialling import Address, HubSocket, dial, parse_address
+from terminal.installers import Runner
+from terminal.link import Link, error_of
+from terminal.receiving import OnEvent, Receiving
+from terminal.session import Action, Enrolling, Event, LoggingIn, Session
+from terminal.state import Identity, StateFolder
+
+
+def _say_nothing(_kind: str, _sentence: str) -> None:
+    """Nobody listens to events."""
+
+
+class Connection:
+    """A connection to the hub at `address`. Use `connected`, which also opens and closes it.
+
+    `link` carries requests and unasked messages; `welcome` and `hub_key` are what the opening brought.
+    """
+
+    welcome: messages.Welcome
+    hub_key: bytes
+
+    def __init__(
+        self,
+        socket: HubSocket,
+        address: Address,
+        opening: Enrolling | LoggingIn,
+        folder: StateFolder,
+        runners: Mapping[InstallerKind, Runner],
+        on_event: OnEvent,
+    ) -> None:
+        self.link = Link(socket, f"The hub at {address.url}", heard=self._heard, ask=self._ask)
+        self.link.message_bytes = limits.MESSAGE_BEFORE_LOGIN_BYTES
+        self.receiving = Receiving(folder, runners, self._feed_later, self.link.fail, on_event)
+        self._session = Session(opening, keys.new_nonce(), inventory=folder.inventory(), reports=folder.reports())
+        self._socket = socket
+        self._folder = folder
+        self._welcomed = asyncio.Event()
+        self._background: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        """Log in within 5 s. Raises why that did not happen."""
+        self._feed(session.Connected())
+        self._spawn(self.link.run())
+        self._spawn(self._keep_alive())
+        ended = asyncio.create_task(self.link.ended())
+        welcomed = asyncio.create_task(self._welcomed.wait())
+        tasks = (ended, welcomed)
+        try:
+            await asyncio.wait(tasks, timeout=limits.LOGIN_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+        if self.link.error is not None:
+            raise self.link.error
+        if not self._welcomed.is_set():
+            raise UnavailableError(f"The hub did not finish the login within {limits.LOGIN_SECONDS:g} s.")
+
+    async def close(self) -> None:
+        """Close in good order and wait for what runs; an installation is waited for to its end."""
+        try:
+            await self.link.close()
+            await self.receiving.settle()
+        except asyncio.CancelledError:
+            self.receiving.cancel()
+            raise
+        finally:
+            for task in self._background:
+                task.cancel()
+            self._keep_devices()
+
+    def _heard(self, message: AnyMessage) -> None:
+        self._feed(session.Heard(message))
+
+    def _ask(self, message: Message) -> None:
+        self._feed(session.Ask(message))
+
+    def _feed_later(self, event: Event) -> None:
+        """Feed what a task brings: there is no reader above it that an error could go to."""
+        try:
+            self._feed(event)
+        except LockstepError as error:
+            self.link.fail(error)
+
+    def _feed(self, event: Event) -> None:
+        """Handle `event`, and at once the events its actions bring."""
+        events = deque([event])
+        now = asyncio.get_running_loop().time()
+        while events:
+            for action in self._session.handle(events.popleft(), now):
+                brought = self._perform(action)
+                if brought is not None:
+                    events.append(brought)
+
+    def _perform(self, action: Action) -> Event | None:
+        match action:
+            case session.Say(message):
+                self.link.say(message)
+            case session.Welcomed(welcome, hub_key):
+                self._open_up(welcome, hub_key)
+            case session.HubRefused(error):
+                raise error_of(error)
+            case session.Deliver(message):
+                self.link.deliver(message)
+            case session.KeepDevices(epoch, revision, rows):
+                self._folder.save_devices(epoch, revision, rows)
+            case session.AskDevices():
+                self._spawn(self._ask_devices())
+            case _:
+                return self.receiving.perform(action)
+        return None
+
+    def _open_up(self, welcome: messages.Welcome, hub_key: bytes) -> None:
+        self.welcome, self.hub_key = welcome, hub_key
+        self.link.message_bytes = limits.MESSAGE_BYTES
+        self._welcomed.set()
+
+    async def _ask_devices(self) -> None:
+        try:
+            await self.link.request(messages.DevicesRequest(id=1))
+        except LockstepError as error:  # without the list every later change would be a gap again
+            self.link.fail(error)
+
+    def _keep_devices(self) -> None:
+        """Changes since the last whole list go to the disk once, not four times a second."""
+        devices = self._session.devices
+        if devices.epoch:
+            self._folder.save_devices(devices.epoch, devices.revision, devices.rows)
+
+    async def _keep_alive(self) -> None:
+        loop = asyncio.get_running_loop()
+        liveness = Liveness(loop.time())
+        heard_at = self._socket.heard_at
+        while self.link.error is None:
+            await asyncio.sleep(max(liveness.deadline - loop.time(), 0.0))
+            if self._socket.heard_at > heard_at:
+                heard_at = self._socket.heard_at
+                liveness.heard(heard_at)
+            await self._attend(liveness.due(loop.time()))
+
+    async def _attend(self, due: str | None) -> None:
+        if due == "dead":
+            self.link.fail(UnavailableError("Nothing was heard from the hub any more."))
+        elif due == "ping":
+            try:
+                async with asyncio.timeout(limits.HEARD_WITHIN_SECONDS):
+                    await self._socket.ping()
+            except (TimeoutError, ConnectionClosed):
+                return  # the next look, or the reader, says why
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+
+@asynccontextmanager
+async def connected(
+    address: Address,
+    opening: Enrolling | LoggingIn,
+    folder: StateFolder,
+    *,
+    runners: Mapping[InstallerKind, Runner] | None = None,
+    on_event: OnEvent = _say_nothing,
+) -> AsyncIterator[Connection]:
+    """Dial, log in and hold a connection; leave to close it. The caller holds the folder's lock.
+
+    `runners` are needed when the opening receives. Leaving waits for an installation that runs; being cancelled
+    cancels that too. Raises UnavailableError (try again), RefusedError (do not) and ProtocolError.
+    """
+    socket = await dial(address)
+    connection = Connection(socket, address, opening, folder, runners or {}, on_event)
+    try:
+        await connection.open()
+        yield connection
+    except asyncio.CancelledError:
+        connection.receiving.cancel()
+        raise
+    finally:
+        await connection.close()
+
+
+def address_of(identity: Identity) -> Address:
+    """Return where the hub of `identity` is. Raises UsageError when its certificate file is gone."""
+    return parse_address(
+        identity.url, insecure_lan=identity.insecure_lan, ca_file=Path(identity.ca_file) if identity.ca_file else None
+    )
+
+
+def login_of(identity: Identity, address: Address, device: DeviceInfo, *, receives: bool) -> LoggingIn:
+    """Return how the terminal `identity` logs in."""
+    return LoggingIn(
+        terminal=identity.terminal,
+        hub_key=identity.hub_key,
+        device=device,
+        signing_key=keys.SigningKey(identity.device_seed),
+        receives=receives,
+        host=address.host,
+        port=address.port,
+    )

@@ -1,0 +1,314 @@
+"""The terminal's session against a hub that is only a list of messages: no socket, no file, no clock."""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import pytest
+
+from protocol import keys, messages
+from protocol.errors import ProtocolError, RefusedError
+from protocol.messages import InstalledProgram, Message
+from terminal import session
+from terminal.session import Action, Enrolling, Event, LoggingIn, Session
+from tests.terminal.scripted import DEVICE, DEVICE_KEY, HUB_KEY, WELCOME, challenge_for, thing
+
+NONCE = b"t" * 32
+THING = thing(200_000)
+HELLO = InstalledProgram(
+    program="hello", package_name="hello", version="1.0", installer_kind="deb", digest=THING.digest
+)
+Kind = TypeVar("Kind", bound=Action)
+
+
+def login(*, receives: bool = True) -> LoggingIn:
+    return LoggingIn("t-1", HUB_KEY.public, DEVICE, DEVICE_KEY, receives, "hub.example", 8765)
+
+
+def hear(brain: Session, *said: Message) -> list[Action]:
+    return [action for message in said for action in brain.handle(session.Heard(message), 0.0)]  # type: ignore[arg-type]
+
+
+def feed(brain: Session, event: Event) -> list[Action]:
+    return brain.handle(event, 0.0)
+
+
+def says(actions: Sequence[Action]) -> list[Message]:
+    return [action.message for action in actions if isinstance(action, session.Say)]
+
+
+def only(kind: type[Kind], actions: Sequence[Action]) -> Kind:
+    [found] = [action for action in actions if isinstance(action, kind)]
+    return found
+
+
+def opened(
+    *,
+    receives: bool = True,
+    inventory: tuple[InstalledProgram, ...] = (),
+    reports: tuple[messages.State, ...] = (),
+) -> tuple[Session, list[Action]]:
+    brain = Session(login(receives=receives), NONCE, inventory=inventory, reports=reports)
+    [hello] = says(feed(brain, session.Connected()))
+    assert isinstance(hello, messages.Hello)
+    hear(brain, challenge_for(hello))
+    return brain, hear(brain, WELCOME)
+
+
+def fetching() -> tuple[Session, int]:
+    """A session that has asked for all chunks of its first offer."""
+    brain, _ = opened()
+    begin = only(session.Begin, hear(brain, THING.offer()))
+    only(session.AddPage, hear(brain, THING.page()))
+    only(session.Prepare, feed(brain, session.PageAdded(begin.serial, last=True)))
+    runs = (messages.Run(0, THING.manifest.count),)
+    actions = feed(brain, session.Fetched(begin.serial, 0, 0, runs, complete=False))
+    assert says(actions) == [messages.Want(object=THING.digest, runs=runs)]
+    return brain, begin.serial
+
+
+def installing() -> tuple[Session, int]:
+    brain, serial = fetching()
+    feed(brain, session.Fetched(serial, 1, 200_000, (), complete=True))
+    only(session.Install, feed(brain, session.Verified(serial)))
+    return brain, serial
+
+
+def devices(revision: int, *names: str, page: int = 0, pages: int = 1, re: int = 0) -> messages.Devices:
+    rows = tuple(row(name) for name in names)
+    return messages.Devices(re=re, epoch="e1", revision=revision, page=page, pages=pages, devices=rows)
+
+
+def row(name: str) -> messages.DeviceRow:
+    return messages.DeviceRow(terminal=f"t-{name}", name=name, online=True, device=DEVICE)
+
+
+# --- opening ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_login_is_signed_over_both_nonces_the_pinned_key_and_the_name_that_was_dialled() -> None:
+    brain = Session(login(), NONCE)
+    [hello] = says(feed(brain, session.Connected()))
+    assert isinstance(hello, messages.Hello)
+    [proof] = says(hear(brain, challenge_for(hello)))
+    assert isinstance(proof, messages.Login)
+    signed = keys.login_bytes(
+        terminal_nonce=NONCE,
+        hub_nonce=b"n" * 32,
+        hub_key=HUB_KEY.public,
+        terminal="t-1",
+        host="hub.example",
+        port=8765,
+    )
+    assert keys.verifies(DEVICE_KEY.public, proof.signature, signed)
+
+
+def test_an_enrolment_brings_the_password_and_both_keys_and_returns_the_hubs_key() -> None:
+    opening = Enrolling("ada", "secret", "TV", DEVICE, DEVICE_KEY, b"s" * 32, "hub.example", 80)
+    brain = Session(opening, NONCE)
+    [hello] = says(feed(brain, session.Connected()))
+    assert isinstance(hello, messages.Hello)
+    [proof] = says(hear(brain, challenge_for(hello)))
+    assert isinstance(proof, messages.Enrol)
+    signed = keys.enrol_bytes(
+        terminal_nonce=NONCE,
+        hub_nonce=b"n" * 32,
+        hub_key=HUB_KEY.public,
+        account="ada",
+        sealing_key=b"s" * 32,
+        host="hub.example",
+        port=80,
+    )
+    assert keys.verifies(proof.device_key, proof.signature, signed)
+    welcomed = hear(brain, WELCOME)
+    assert welcomed == [session.Welcomed(WELCOME, HUB_KEY.public)], "an enrolling socket receives nothing"
+
+
+def test_a_hub_with_another_key_than_the_pinned_one_is_refused_and_told_nothing() -> None:
+    brain = Session(login(), NONCE)
+    [hello] = says(feed(brain, session.Connected()))
+    assert isinstance(hello, messages.Hello)
+    with pytest.raises(RefusedError, match="its key has changed") as caught:
+        hear(brain, challenge_for(hello, keys.SigningKey(b"x" * 32)))
+    assert caught.value.code == "hub-key-changed"
+
+
+def test_a_hub_that_only_repeats_the_pinned_key_cannot_prove_that_it_holds_it() -> None:
+    brain = Session(login(), NONCE)
+    feed(brain, session.Connected())
+    other = messages.Hello(nonce=b"o" * 32, versions=("lockstep.v1",))
+    with pytest.raises(RefusedError, match="could not prove") as caught:
+        hear(brain, challenge_for(other))  # signed for another terminal's nonce
+    assert caught.value.code == "bad-hub-signature"
+
+
+def test_a_message_before_its_time_breaks_the_protocol() -> None:
+    brain = Session(login(), NONCE)
+    feed(brain, session.Connected())
+    with pytest.raises(ProtocolError, match="welcome"):
+        hear(brain, WELCOME)
+
+
+def test_an_error_that_names_no_request_ends_the_connection_with_its_reason() -> None:
+    brain, _ = opened()
+    error = messages.Error(code="busy", message="Too many.")
+    assert hear(brain, error) == [session.HubRefused(error)]
+
+
+# --- after the welcome ------------------------------------------------------------------------------------------------
+
+
+def test_a_receiving_terminal_says_its_inventory_and_then_its_unsent_reports_in_order() -> None:
+    reports = tuple(messages.State(delivery=f"d-{n}", state="done", version="1") for n in (2, 1))
+    _, actions = opened(inventory=(HELLO,), reports=reports)
+    assert says(actions) == [messages.Inventory(programs=(HELLO,)), *reports]
+
+
+def test_a_report_stays_on_disk_until_the_hub_has_noted_it() -> None:
+    brain, actions = opened(reports=(messages.State(delivery="d-1", state="done"),))
+    assert not [action for action in actions if isinstance(action, session.DropReport)]
+    assert hear(brain, messages.Noted(of="d-1", state="done")) == [session.DropReport("d-1", "done")]
+
+
+def test_a_terminal_that_only_asks_says_nothing_and_takes_no_offer() -> None:
+    brain, actions = opened(receives=False)
+    assert says(actions) == []
+    [refused] = says(hear(brain, THING.offer()))
+    assert isinstance(refused, messages.Refused)
+    assert refused.reason == "not-receiving"
+
+
+def test_the_end_of_a_sync_is_noted_and_handed_on() -> None:
+    brain, _ = opened()
+    done = messages.SyncDone(sync="s-1", program="hello", outcome="done", counts={"done": 1})
+    assert hear(brain, done) == [session.Say(messages.Noted(of="s-1")), session.Deliver(done)]
+
+
+def test_a_request_before_the_welcome_is_refused() -> None:
+    brain = Session(login(), NONCE)
+    feed(brain, session.Connected())
+    with pytest.raises(ProtocolError):
+        feed(brain, session.Ask(messages.DevicesRequest(id=1)))
+
+
+# --- devices ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_device_list_comes_in_pages_and_changes_follow_it() -> None:
+    brain, _ = opened()
+    assert not [one for one in hear(brain, devices(4, "car", pages=2)) if isinstance(one, session.KeepDevices)]
+    kept = only(session.KeepDevices, hear(brain, devices(4, "tv", page=1, pages=2)))
+    assert (kept.revision, [one.name for one in kept.rows]) == (4, ["car", "tv"])
+    hear(brain, messages.DeviceChanges(epoch="e1", since=4, revision=6, changed=(row("pc"),), gone=("t-car",)))
+    assert [one.name for one in brain.devices.rows] == ["pc", "tv"]
+
+
+@pytest.mark.parametrize(("epoch", "since"), [("e1", 5), ("e2", 4)])
+def test_a_gap_in_the_changes_asks_for_the_whole_list_once(epoch: str, since: int) -> None:
+    brain, _ = opened()
+    hear(brain, devices(4, "tv"))
+    missed = messages.DeviceChanges(epoch=epoch, since=since, revision=9, changed=(row("pc"),))
+    assert hear(brain, missed, missed) == [session.AskDevices()]
+    assert [one.name for one in brain.devices.rows] == ["tv"]
+    hear(brain, devices(9, "pc", "tv", re=1))
+    assert [one.name for one in brain.devices.rows] == ["pc", "tv"]
+
+
+def test_a_page_out_of_order_breaks_the_protocol() -> None:
+    brain, _ = opened()
+    with pytest.raises(ProtocolError, match="out of order"):
+        hear(brain, devices(4, "tv", page=1, pages=2))
+
+
+# --- a delivery -------------------------------------------------------------------------------------------------------
+
+
+def test_a_delivery_runs_from_the_offer_to_the_report() -> None:
+    brain, serial = fetching()
+    frame = THING.frame(messages.Run(0, 2))
+    assert hear(brain, frame) == [session.Write(serial, frame)]
+    wrote = feed(brain, session.Fetched(serial, 1, 200_000, (), complete=True))
+    assert wrote == [
+        session.Say(messages.Progress(object=THING.digest, frames=1, done=200_000)),
+        session.Say(messages.State(delivery="d-1", state="verifying")),
+        session.Verify(serial),
+    ]
+    assert feed(brain, session.Verified(serial)) == [
+        session.Say(messages.Received(object=THING.digest)),
+        session.Say(messages.State(delivery="d-1", state="installing")),
+        session.Install(serial, THING.offer()),
+    ]
+    report = messages.State(delivery="d-1", state="done", version="1.0")
+    assert feed(brain, session.InstallEnded(serial, True, "installed", "", "1.0")) == [
+        session.Record(HELLO),
+        session.Say(messages.Inventory(programs=(HELLO,))),
+        session.KeepReport(report),
+        session.Say(report),
+    ]
+
+
+def test_a_failed_installation_leaves_the_inventory_as_it_was() -> None:
+    brain, serial = installing()
+    actions = feed(brain, session.InstallEnded(serial, False, "maintainer-scripts", "postinst ended with 1", ""))
+    report = messages.State(delivery="d-1", state="failed", reason="maintainer-scripts", detail="postinst ended with 1")
+    assert actions == [
+        session.Say(messages.Inventory(programs=())),
+        session.KeepReport(report),
+        session.Say(report),
+    ]
+
+
+def test_a_step_that_fails_is_refused_and_reported_and_its_file_thrown_away() -> None:
+    brain, serial = fetching()
+    actions = feed(brain, session.StepFailed(serial, "wrong-digest", "A chunk is wrong."))
+    report = messages.State(delivery="d-1", state="failed", reason="wrong-digest", detail="A chunk is wrong.")
+    assert actions == [
+        session.Abandon(serial, discard=True),
+        session.Say(messages.Refused(object=THING.digest, reason="wrong-digest", detail="A chunk is wrong.")),
+        session.KeepReport(report),
+        session.Say(report),
+    ]
+    assert hear(brain, THING.frame(messages.Run(0, 2))) == [], "frames of an object no longer current are ignored"
+
+
+def test_without_room_the_partial_file_is_kept_for_another_try() -> None:
+    brain, serial = fetching()
+    abandoned = only(session.Abandon, feed(brain, session.StepFailed(serial, "no-space", "Full.")))
+    assert not abandoned.discard
+
+
+def test_a_new_offer_replaces_one_that_is_not_installing_yet() -> None:
+    brain, serial = fetching()
+    actions = hear(brain, THING.offer("d-2"))
+    assert actions == [session.Abandon(serial, discard=False), session.Begin(serial + 1, THING.offer("d-2"))]
+    assert feed(brain, session.Fetched(serial, 1, 5, (), complete=True)) == [], "late news of the replaced one"
+
+
+def test_while_installing_another_offer_is_refused_as_busy() -> None:
+    brain, serial = installing()
+    [refused] = says(hear(brain, thing(1_000, seed=9).offer("d-2")))
+    assert isinstance(refused, messages.Refused)
+    assert refused.reason == "busy"
+    assert feed(brain, session.InstallEnded(serial, True, "installed", "", "1.0")), "the first goes on"
+
+
+def test_a_withdrawn_delivery_stops_and_reports_nothing() -> None:
+    brain, serial = fetching()
+    assert hear(brain, messages.Withdraw(delivery="d-9")) == []
+    assert hear(brain, messages.Withdraw(delivery="d-1")) == [session.Abandon(serial, discard=False)]
+
+
+def test_an_installation_under_way_cannot_be_withdrawn() -> None:
+    brain, _ = installing()
+    assert hear(brain, messages.Withdraw(delivery="d-1")) == []
+
+
+def test_what_is_installed_already_is_reported_done_at_once() -> None:
+    brain, _ = opened(inventory=(HELLO,))
+    actions = hear(brain, THING.offer("d-7"))
+    assert [one.state for one in says(actions) if isinstance(one, messages.State)] == [
+        "verifying",
+        "installing",
+        "done",
+    ]
+    assert only(session.KeepReport, actions).report.delivery == "d-7"
+    assert not [one for one in actions if isinstance(one, session.Begin)]

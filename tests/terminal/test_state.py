@@ -1,0 +1,169 @@
+"""The state folder on a real disk, with another real process at the lock."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from protocol.errors import BadFileError, NotLoggedInError, RefusedError, UsageError
+from protocol.messages import DeviceRow, InstalledProgram, State
+from terminal.state import REPORTS_KEPT, Identity, StateFolder, default_state_path
+from tests.terminal.scripted import DEVICE, thing
+
+IDENTITY = Identity(
+    url="wss://hub.example",
+    account="ada",
+    terminal="t-1",
+    name="TV",
+    hub_key=b"\x00\xff" * 16,
+    device_seed=b"d" * 32,
+    sealing_seed=b"s" * 32,
+)
+HOLD = """
+import sys
+from pathlib import Path
+from terminal.state import StateFolder
+with StateFolder(Path(sys.argv[1])).lock():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> StateFolder:
+    return StateFolder(tmp_path / "state")
+
+
+def program(name: str, version: str = "1") -> InstalledProgram:
+    return InstalledProgram(program=name, package_name=name, version=version, installer_kind="deb", digest=b"x" * 32)
+
+
+@contextmanager
+def another_process_holding(folder: StateFolder) -> Iterator[None]:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        yield
+        process.stdin.close()
+
+
+def test_everything_kept_comes_back_from_a_fresh_folder_object(folder: StateFolder) -> None:
+    row = DeviceRow(terminal="t-2", name="Car", online=False, device=DEVICE)
+    offer = thing(5_000).offer()
+    folder.save_identity(IDENTITY)
+    folder.save_device(DEVICE)
+    folder.save_devices("e1", 7, (row,))
+    folder.mark_installing(offer)
+    again = StateFolder(folder.path)
+    saved = again.devices()
+    assert saved is not None
+    assert (again.identity(), again.device(), again.installing()) == (IDENTITY, DEVICE, offer)
+    assert (saved.epoch, saved.revision, saved.rows) == ("e1", 7, (row,))
+    again.clear_installing()
+    assert again.installing() is None
+
+
+def test_only_the_owner_can_read_the_folder_and_its_files(folder: StateFolder) -> None:
+    folder.save_identity(IDENTITY)
+    assert folder.path.stat().st_mode & 0o777 == 0o700
+    assert (folder.path / "identity.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_before_the_first_login_it_says_what_to_run(folder: StateFolder) -> None:
+    assert not folder.has_identity()
+    with pytest.raises(NotLoggedInError, match="lockstep-terminal login"):
+        folder.identity()
+
+
+def test_private_keys_do_not_show_in_a_repr() -> None:
+    assert "ddd" not in repr(IDENTITY)
+
+
+def test_the_keys_of_an_interrupted_enrolment_are_used_again(folder: StateFolder) -> None:
+    first = folder.seeds("ada")
+    assert StateFolder(folder.path).seeds("ada") == first
+    assert folder.seeds("grace").device_seed != first.device_seed
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"url": 1}', b"\xff\xfe", b"[" * 5_000])
+def test_a_damaged_file_is_named_and_never_a_traceback(folder: StateFolder, content: bytes) -> None:
+    (folder.path / "identity.json").write_bytes(content)
+    with pytest.raises(BadFileError, match=r"identity\.json is damaged"):
+        folder.identity()
+
+
+def test_a_program_installed_again_replaces_its_record(folder: StateFolder) -> None:
+    for one in (program("a"), program("b"), program("a", "2")):
+        folder.record_installed(one)
+    assert {one.program: one.version for one in folder.inventory()} == {"a": "2", "b": "1"}
+    folder.forget_installed("a")
+    assert folder.inventory() == (program("b"),)
+
+
+def test_reports_stay_in_order_until_the_very_state_is_noted(folder: StateFolder) -> None:
+    first, second = (State(delivery=f"d-{number}", state="done") for number in (1, 2))
+    folder.add_report(first)
+    folder.add_report(second)
+    folder.drop_report("d-1", "failed")
+    assert folder.reports() == (first, second)
+    folder.drop_report("d-1", "done")
+    assert folder.reports() == (second,)
+
+
+def test_reports_nobody_notes_do_not_grow_without_end(folder: StateFolder) -> None:
+    many = tuple(State(delivery=f"d-{number}", state="done") for number in range(REPORTS_KEPT))
+    (folder.path / "reports.json").write_bytes(msgspec.json.encode(many))
+    folder.add_report(State(delivery="d-new", state="done"))
+    kept = folder.reports()
+    assert (len(kept), kept[0].delivery, kept[-1].delivery) == (REPORTS_KEPT, "d-1", "d-new")
+
+
+def test_a_write_that_cannot_be_finished_leaves_the_old_file_and_no_rubbish(
+    folder: StateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.save_identity(IDENTITY)
+
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    before = sorted(folder.path.iterdir())
+    monkeypatch.setattr(os, "fsync", full)  # no disk here can be filled without filling the machine's
+    with pytest.raises(RefusedError, match="No space left") as caught:
+        folder.save_identity(msgspec.structs.replace(IDENTITY, name="Other"))
+    assert caught.value.code == "state-folder"
+    assert folder.identity() == IDENTITY
+    assert sorted(folder.path.iterdir()) == before
+
+
+def test_a_lock_held_by_another_process_is_refused_until_that_ends(folder: StateFolder) -> None:
+    with another_process_holding(folder):
+        assert folder.is_locked()
+        with pytest.raises(RefusedError, match="Another process") as caught, folder.lock():
+            pytest.fail("two processes hold the lock")
+        assert caught.value.code == "in-use"
+    with folder.lock():
+        assert folder.is_locked()
+    assert not folder.is_locked()
+
+
+def test_a_folder_that_cannot_be_made_is_a_usage_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UsageError, match="cannot be created"):
+        StateFolder(tmp_path / "file" / "state")
+
+
+def test_the_default_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", "/tmp/xdg")
+    monkeypatch.delenv("LOCKSTEP_STATE", raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert default_state_path() == Path("/tmp/xdg/lockstep")
+    monkeypatch.setenv("LOCKSTEP_STATE", "/tmp/mine")
+    assert default_state_path() == Path("/tmp/mine")
