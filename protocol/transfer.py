@@ -122,10 +122,9 @@ class Receiver:
 
     def add_page(self, page: ManifestPage) -> bool:
         """Take the next manifest page; return whether it was the last. Raises TransferError for a wrong one."""
-        if page.page != len(self._pages) or page.page >= self.offer.pages:
-            raise TransferError(
-                f"Manifest page {page.page} came, page {len(self._pages)} of {self.offer.pages} was due."
-            )
+        due = len(self._pages)
+        if self._manifest is not None or page.page != due or due >= self.offer.pages:
+            raise TransferError(f"Manifest page {page.page} of {self.offer.pages} came out of turn.")
         self._pages.append(page.entries)
         if len(self._pages) < self.offer.pages:
             return False
