@@ -419,7 +419,7 @@ class TerminalSocket:
             log.info("%s is closed: %d %s", self, close.code, close.reason or "not a valid opening")
 
 
-_ENDS_TRANSFER: Final = frozenset({"done", "failed", "verifying"})
+_ENDS_TRANSFER: Final = frozenset({"done", "failed"})
 
 
 class HubServer:

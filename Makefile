@@ -1,0 +1,68 @@
+# One small door to everything. `make help` lists it.
+
+SHELL := /bin/sh
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+UV_COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-header --quiet
+
+.PHONY: help setup demo serve test check format bench lock vectors clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
+
+setup: $(VENV)/runtime ## a virtual environment with what Lockstep needs, from the locked list
+
+demo: $(VENV)/runtime ## watch it work: a hub, five devices, one program on all of them
+	@$(BIN)/lockstep-hub demo $(ARGUMENTS)
+
+serve: $(VENV)/runtime ## run a hub on 127.0.0.1:8765 with its data in ./lockstep-data
+	@$(BIN)/lockstep-hub serve $(ARGUMENTS)
+
+test: $(VENV)/development check ## everything CI runs: format, lint, types, tests
+	@sh tests/tools.sh
+	$(BIN)/python -m pytest $(ARGUMENTS)
+
+check: $(VENV)/development ## format, lint and types only
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/development ## bring the code into its form
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/development ## measure this machine (minutes)
+	$(BIN)/python -m bench.figures $(ARGUMENTS)
+
+lock: $(VENV)/development ## compile the locked lists anew
+	$(UV_COMPILE) --extra build -o requirements.lock
+	$(UV_COMPILE) --extra build --extra development -o requirements-development.lock
+
+vectors: $(VENV)/runtime ## write docs/protocol-vectors.json anew
+	$(BIN)/python -m protocol.vectors > docs/protocol-vectors.json
+
+clean: ## remove what make made
+	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "Lockstep needs Python 3.11 or newer, and '$(PYTHON)' is not. On Debian: sudo apt-get install python3"; \
+		echo "Another one can be named: make PYTHON=python3.12 demo"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "Python's venv module is missing. On Debian or Ubuntu: sudo apt-get install python3-venv"; exit 1; }
+	@echo "Setting up $(VENV) (once)"
+	@rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/runtime: $(VENV)/python requirements.lock pyproject.toml
+	@$(PIP) install --require-hashes --only-binary :all: -r requirements.lock
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/development: $(VENV)/runtime requirements-development.lock
+	@$(PIP) install --require-hashes --only-binary :all: -r requirements-development.lock
+	@touch $@
