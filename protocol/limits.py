@@ -23,7 +23,7 @@ NESTING_DEPTH: Final = 8
 TARGETS_PER_SYNC: Final = 2_000
 DEVICES_PER_PAGE: Final = 64
 ROWS_PER_PAGE: Final = 200
-INVENTORY_PROGRAMS: Final = 4_096
+INVENTORY_PROGRAMS: Final = 1_024
 
 # --- objects and chunks -------------------------------------------------------------------------------------------
 OBJECT_BYTES: Final = 4 * GIB

@@ -4,7 +4,8 @@ import ast
 import re
 from pathlib import Path
 
-from protocol import limits
+from protocol import codec, limits, messages
+from protocol.device import DeviceInfo
 
 UNITS = ("BYTES", "CHARACTERS", "ITEMS", "SECONDS", "FRAMES", "MESSAGES", "ENTRIES", "RUNS", "DEPTH", "DOUBLINGS")
 COUNTS = ("TARGETS_PER_SYNC", "DEVICES_PER_PAGE", "ROWS_PER_PAGE", "INVENTORY_PROGRAMS", "REQUESTS_UNDER_WAY")
@@ -39,3 +40,35 @@ def test_what_lies_between_two_control_messages_is_at_most_one_frame() -> None:
 def test_the_module_asserts_its_own_relations() -> None:
     tree = ast.parse(Path(limits.__file__).read_text(encoding="utf-8"))
     assert sum(isinstance(node, ast.Assert) for node in tree.body) >= 8
+
+
+def test_a_full_page_of_the_largest_device_rows_fits_one_message() -> None:
+    name = "\U0001f4fa" * limits.NAME_CHARACTERS
+    device = DeviceInfo(
+        model=name,
+        model_code=name,
+        os_version=name,
+        architectures=("ppc64le",) * 8,
+        resolution=(100_000, 100_000),
+        features=(name,) * 16,
+        installer_kinds=("wheel",) * 16,
+        free_bytes=2**60,
+    )
+    row = messages.DeviceRow(
+        terminal="\U0001f4fa" * limits.IDENTIFIER_CHARACTERS, name=name, online=True, device=device, address=name
+    )
+    page = (row,) * limits.DEVICES_PER_PAGE
+    codec.decode(codec.encode(messages.Devices(epoch="e", revision=1, page=0, pages=1, devices=page)))
+
+
+def test_a_full_inventory_with_the_longest_ascii_names_fits_one_message() -> None:
+    longest = "x" * limits.IDENTIFIER_CHARACTERS
+    program = messages.InstalledProgram(
+        program=longest, package_name=longest, version=longest, installer_kind="wheel", digest=bytes(32)
+    )
+    codec.decode(codec.encode(messages.Inventory(programs=(program,) * limits.INVENTORY_PROGRAMS)))
+
+
+def test_a_sync_of_the_most_targets_fits_one_message() -> None:
+    targets = ("x" * limits.IDENTIFIER_CHARACTERS,) * limits.TARGETS_PER_SYNC
+    codec.decode(codec.encode(messages.Sync(id=1, request_key="k", program="p", targets=targets)))
