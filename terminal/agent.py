@@ -214,7 +214,7 @@ class Agent:
         def heard(message: AnyMessage) -> None:
             self._pass_on(link, message, tasks)
 
-        link = Link(socket, "A local client", heard=heard)
+        link = Link(socket, "a local client", heard=heard)
         self._locals[link] = tasks
         link.say(self._welcome())
         try:

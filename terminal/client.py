@@ -329,7 +329,7 @@ async def _agent_link(folder: StateFolder) -> AsyncIterator[Link]:
             open_timeout=limits.OPENING_SECONDS,
             close_timeout=CLOSE_SECONDS,
         )
-    link = Link(socket, "The agent of this terminal")
+    link = Link(socket, "the agent of this terminal")
     running = asyncio.create_task(link.run())
     try:
         yield link

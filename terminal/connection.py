@@ -48,7 +48,7 @@ class Connection:
         runners: Mapping[InstallerKind, Runner],
         on_event: OnEvent,
     ) -> None:
-        self.link = Link(socket, f"The hub at {address.url}", heard=self._heard, ask=self._ask)
+        self.link = Link(socket, f"the hub at {address.url}", heard=self._heard, ask=self._ask)
         self.link.message_bytes = limits.MESSAGE_BEFORE_LOGIN_BYTES
         self.receiving = Receiving(folder, runners, self._feed_later, self.link.fail, on_event)
         self._session = Session(opening, keys.new_nonce(), inventory=folder.inventory(), reports=folder.reports())
@@ -159,7 +159,7 @@ class Connection:
 
     async def _attend(self, due: str | None) -> None:
         if due == "dead":
-            self.link.fail(UnavailableError("Nothing was heard from the hub any more."))
+            self.link.fail(UnavailableError("Nothing was heard from the hub any more; the connection was cut."))
         elif due == "ping":
             try:
                 async with asyncio.timeout(limits.HEARD_WITHIN_SECONDS):

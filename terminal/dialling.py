@@ -7,7 +7,7 @@ import socket
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -66,6 +66,9 @@ class HubSocket(ClientConnection):
         super().data_received(data)
 
 
+Socket = TypeVar("Socket", bound=HubSocket)
+
+
 class _Connect(connect):
     """Follows no redirect: what is signed at login names the host that was dialled."""
 
@@ -73,13 +76,13 @@ class _Connect(connect):
         return exc
 
 
-async def dial(address: Address) -> HubSocket:
+async def dial(address: Address, socket_class: type[Socket] = HubSocket) -> Socket:  # type: ignore[assignment]
     """Open a WebSocket to the hub at `address` within 5 s. Raises UnavailableError naming the URL and the reason."""
     try:
-        opened = await _Connect(address.url, **_options(address))
+        opened = await _Connect(address.url, **_options(address), create_connection=socket_class)
     except (OSError, WebSocketException, EOFError) as error:
         raise _dial_error(address.url, error) from None
-    assert isinstance(opened, HubSocket)
+    assert isinstance(opened, socket_class)
     if opened.subprotocol != VERSION:
         opened.transport.abort()
         raise _not_a_hub(address.url)
@@ -97,7 +100,6 @@ def _options(address: Address) -> dict[str, Any]:
         "close_timeout": CLOSE_SECONDS,
         "user_agent_header": None,
         "proxy": None,
-        "create_connection": HubSocket,
     }
     return options | ({"ssl": address.context} if address.context else {})
 

@@ -98,7 +98,7 @@ def closing_error(closed: ConnectionClosed, peer: str) -> LockstepError:
     error_class, code, why = CLOSES.get(frame.code, (UnavailableError, "unavailable", "it is stopping"))
     reason = f" ({frame.reason})" if frame.reason else ""
     hint = "Stop the other one, or give it a state folder of its own." if code == "replaced" else ""
-    return error_class(f"{peer} closed the connection: {why}{reason}.", hint=hint, code=code)
+    return error_class(f"{_begin(peer)} closed the connection: {why}{reason}.", hint=hint, code=code)
 
 
 class Listener(Protocol):
@@ -151,7 +151,7 @@ class Link:
         if self.error is not None:
             return
         if len(self._outbound) >= limits.OUTBOUND_CONTROL_MESSAGES:
-            self.fail(UnavailableError(f"{self._peer} does not take what is sent to it.", code="too-slow"))
+            self.fail(UnavailableError(f"{_begin(self._peer)} does not take what is sent to it.", code="too-slow"))
             return
         self._outbound.append(message)
         self._drained.clear()
@@ -167,7 +167,7 @@ class Link:
                 return await self._request(request)
         except TimeoutError:
             raise UnavailableError(
-                f"{self._peer} did not answer within {within_seconds:g} s.", code="timeout"
+                f"{_begin(self._peer)} did not answer within {within_seconds:g} s.", code="timeout"
             ) from None
 
     def listen(self, listener: Listener) -> None:
@@ -268,7 +268,7 @@ class Link:
                 self._heard(codec.decode(data, limit_bytes=self.message_bytes))
                 if self.error is not None:
                     return
-            raise UnavailableError(f"{self._peer} closed the connection: it is stopping.")
+            raise UnavailableError(f"{_begin(self._peer)} closed the connection: it is stopping.")
         except ConnectionClosed as closed:
             raise closing_error(closed, self._peer) from None
 
@@ -291,7 +291,9 @@ class Link:
             async with asyncio.timeout(limits.SEND_SECONDS):
                 await self._socket.send(codec.encode(message))
         except TimeoutError:
-            self.fail(UnavailableError(f"{self._peer} took nothing for {limits.SEND_SECONDS:g} s.", code="too-slow"))
+            self.fail(
+                UnavailableError(f"{_begin(self._peer)} took nothing for {limits.SEND_SECONDS:g} s.", code="too-slow")
+            )
         except ConnectionClosed:
             await asyncio.Event().wait()  # the reader knows why and ends this task
 
@@ -320,6 +322,11 @@ def unix_path(path: Path) -> Iterator[str]:
         yield f"/proc/self/fd/{descriptor}/{path.name}"
     finally:
         os.close(descriptor)
+
+
+def _begin(name: str) -> str:
+    """Return `name` as it begins a sentence."""
+    return name[:1].upper() + name[1:]
 
 
 def _is_last(message: AnyMessage) -> bool:

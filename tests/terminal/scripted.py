@@ -4,11 +4,17 @@ import asyncio
 import hashlib
 import io
 import random
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TypeVar
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.typing import Subprotocol
 
@@ -158,9 +164,32 @@ class Peer:
         return heard
 
 
+def certificate_in(folder: Path) -> Path:
+    """Write a certificate for localhost that signs itself, with its key, and return the file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    file = folder / "hub.pem"
+    file.write_bytes(secret + certificate.public_bytes(pem))
+    return file
+
+
 @asynccontextmanager
-async def hub(*scripts: Callable[[Peer], Awaitable[None]]) -> AsyncIterator[str]:
+async def hub(*scripts: Callable[[Peer], Awaitable[None]], certificate: Path | None = None) -> AsyncIterator[str]:
     """Run a hub that follows the scripts, one a connection, and yield its URL. A script that fails fails the test."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if certificate else None
+    if context and certificate:
+        context.load_cert_chain(certificate)
     waiting = list(scripts)
     failures: list[BaseException] = []
 
@@ -179,11 +208,12 @@ async def hub(*scripts: Callable[[Peer], Awaitable[None]]) -> AsyncIterator[str]
         compression=None,
         ping_interval=None,
         close_timeout=1,
+        ssl=context,
     )
     port = next(iter(server.sockets)).getsockname()[1]
     try:
         async with asyncio.timeout(20):
-            yield f"ws://127.0.0.1:{port}"
+            yield f"wss://localhost:{port}" if context else f"ws://127.0.0.1:{port}"
     finally:
         server.close()
         await server.wait_closed()

@@ -1,9 +1,9 @@
 """Connections, the client and the agent over real sockets, against a hub that follows a script."""
 
 import asyncio
+import functools
 import logging
 import socket
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -35,7 +35,7 @@ from terminal.dialling import parse_address
 from terminal.link import error_of, unix_path
 from terminal.receiving import Receiving
 from terminal.state import Identity, StateFolder
-from tests.terminal.scripted import DEVICE, DEVICE_KEY, HUB_KEY, NoteTaker, Peer, hub, thing
+from tests.terminal.scripted import DEVICE, DEVICE_KEY, HUB_KEY, NoteTaker, Peer, certificate_in, hub, thing
 
 THING = thing(700_000)
 HELLO = InstalledProgram(
@@ -143,10 +143,23 @@ async def test_tls_towards_a_server_without_it_is_unavailable(folder: StateFolde
                 pytest.fail("connected")
 
 
-def test_a_wss_address_checks_certificates() -> None:
-    context = parse_address("wss://hub.example").context
-    assert context is not None
-    assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
+async def test_a_certificate_nobody_vouches_for_is_refused_unless_its_file_is_named(
+    folder: StateFolder, tmp_path: Path
+) -> None:
+    certificate = certificate_in(tmp_path)
+    join = functools.partial(enrol, folder, account="ada", password="secret", name="TV", device=DEVICE)
+
+    async def enrols(peer: Peer) -> None:
+        await peer.open()
+        await hang_up(peer)
+
+    async with hub(enrols, enrols, certificate=certificate) as url:
+        with pytest.raises(UnavailableError, match="--ca-file") as caught:
+            await join(url)
+        assert caught.value.code == "untrusted-certificate"
+        await join(url, ca_file=certificate)
+        async with open_client(folder) as client:
+            assert client.identity.ca_file == str(certificate)
 
 
 # --- enrolling and logging in -----------------------------------------------------------------------------------------
@@ -767,3 +780,30 @@ def test_back_off_grows_to_a_minute_and_is_never_the_same_for_all() -> None:
     assert all(0 <= delay <= 60 for delay in many)
     assert max(many[7:]) > 30 > min(many[7:])
     assert len(set(many)) == 200
+
+
+async def test_an_agent_stops_at_once_while_an_installation_outlives_its_lost_hub(folder: StateFolder) -> None:
+    class Endless(NoteTaker):
+        async def install(self, task: Any) -> Any:
+            begun.set()
+            await asyncio.Event().wait()
+
+    begun = asyncio.Event()
+
+    async def delivers_and_dies(peer: Peer) -> None:
+        await peer.open()
+        await peer.hear(messages.Inventory)
+        sending = asyncio.create_task(peer.send_object(THING, THING.offer()))
+        await begun.wait()
+        peer.socket.transport.abort()
+        await asyncio.wait((sending,))
+        assert isinstance(sending.exception(), ConnectionClosed)
+
+    async with hub(delivers_and_dies) as url, running(folder, url, Endless()) as agent:
+        await asyncio.wait_for(begun.wait(), 10)
+        async with open_client(folder) as client:
+            with pytest.raises(UnavailableError):
+                await client.devices()
+        agent.stop.set()
+        assert await asyncio.wait_for(agent.task, 5) == "stopped"
+    assert folder.installing() == THING.offer()
