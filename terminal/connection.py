@@ -187,7 +187,7 @@ async def connected(
     `runners` are needed when the opening receives. Leaving waits for an installation that runs; being cancelled
     cancels that too. Raises UnavailableError (try again), RefusedError (do not) and ProtocolError.
     """
-    socket = await dial(address)
+    socket: HubSocket = await dial(address)
     connection = Connection(socket, address, opening, folder, runners or {}, on_event)
     try:
         await connection.open()

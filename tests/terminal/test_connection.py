@@ -221,16 +221,21 @@ async def test_a_hub_that_never_answers_is_given_up(folder: StateFolder, monkeyp
                 pytest.fail("logged in")
 
 
-@pytest.mark.parametrize("noise", ["text", b"\xc1", b"x" * 9_000])
-async def test_a_peer_that_talks_nonsense_breaks_the_protocol(folder: StateFolder, noise: str | bytes) -> None:
+@pytest.mark.parametrize(
+    ("noise", "code"), [("text", "text-message"), (b"\xc1", "bad-msgpack"), (b"x" * 8_193, "too-large")]
+)
+async def test_a_peer_that_talks_nonsense_breaks_the_protocol(
+    folder: StateFolder, noise: str | bytes, code: str
+) -> None:
     async def babbles(peer: Peer) -> None:
         await peer.socket.send(noise)
         await hang_up(peer)
 
     async with hub(babbles) as url:
-        with pytest.raises(ProtocolError):
+        with pytest.raises(ProtocolError) as caught:
             async with receiving(folder, url):
                 pytest.fail("logged in")
+    assert caught.value.code == code
 
 
 @pytest.mark.parametrize(
