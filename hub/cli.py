@@ -60,7 +60,7 @@ def _fail(error: LockstepError) -> None:
     if context is not None and "--json" in sys.argv:
         click.echo(json.dumps({"error": {"code": error.code, "message": error.message, "hint": error.hint}}))
     else:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"Error: {error}", err=True)
     sys.exit(2 if isinstance(error, UsageError) else 1)
 
 
@@ -172,7 +172,7 @@ def publish(
         except LockstepError as error:
             failed = True
             results.append({"file": str(file), "error": {"code": error.code, "message": error.message}})
-            click.echo(f"error: {error}", err=True)
+            click.echo(f"Error: {error}", err=True)
             continue
         if not as_json:
             _show_published(results[-1])

@@ -84,11 +84,17 @@ class Syncs:
                 "programs_page",
                 query=request.query.casefold(),
                 after=request.after,
-                count=limits.ROWS_PER_PAGE // 4 + 1,
+                count=limits.ROWS_PER_PAGE + 1,
             )
-            more = len(found) > limits.ROWS_PER_PAGE // 4
-            page = found[: limits.ROWS_PER_PAGE // 4]
-            return [await self._program_row(transaction, terminal, row) for row in page], more
+            page: list[ProgramRow] = []
+            size = 0
+            for row in found[: limits.ROWS_PER_PAGE]:
+                program = await self._program_row(transaction, terminal, row)
+                size += len(msgspec.msgpack.encode(program))
+                if page and size > limits.FRAME_BYTES:
+                    break
+                page.append(program)
+            return page, len(page) < len(found)
 
         return await self._store.transaction(body)
 

@@ -6,8 +6,8 @@ Neither touches a file, a socket or a clock.
 
 Window: `frames sent - frames acknowledged` stays under the window. It starts at 2 and grows by one with each
 acknowledgement that comes within 2 s of its frame's sending; by Little's law that age is the data in flight divided by
-the measured rate. An older acknowledgement shrinks it by one. So a slow link never has more than about 2 s of data
-ahead of a control message, and a fast one is filled.
+the measured rate. An older acknowledgement shrinks it by one. So a slow link settles at about 2 s of data ahead of a
+control message (acknowledgements come that much late, so it swings around that), and a fast one is filled.
 """
 
 from collections import deque

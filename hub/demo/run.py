@@ -147,10 +147,7 @@ class Demo:
 
     def _check(self, device: str) -> Check:
         name = EXPECTED_FILE[device]
-        digest = hashlib.sha256((HERE / "installers" / name).read_bytes()).hexdigest()
-        held = self._state(device) / "installed" / digest
-        if not held.is_file() or hashlib.sha256(held.read_bytes()).hexdigest() != digest:
-            raise DemoError(f"The {device} does not hold {name} with SHA-256 {digest}.")
+        digest = check_held(self._state(device), device, name)
         version, says = _ask_package_system(device, self._state(device) / "programs")
         if not version.startswith("1.0.0"):
             raise DemoError(f"The {device}'s package system says version {version!r} instead of 1.0.0.")
@@ -202,6 +199,20 @@ class Demo:
                     return line.partition(words)[2]
             time.sleep(0.05)
         raise DemoError(f"The {name} did not say {words!r} within {_START_SECONDS:g} s.")
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file in hex."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def check_held(state: Path, device: str, name: str) -> str:
+    """Return the SHA-256 of the published file `name`, which the device has to hold. Raises DemoError."""
+    digest = sha256_of(HERE / "installers" / name)
+    held = state / "installed" / digest
+    if not held.is_file() or sha256_of(held) != digest:
+        raise DemoError(f"The {device} does not hold {name} with SHA-256 {digest}.")
+    return digest
 
 
 def _step(words: str) -> None:
