@@ -12,23 +12,30 @@ import functools
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
 
-from protocol.errors import ConflictError, LockstepError, RefusedError, UsageError
-from terminal.place import Place, common_options, connected_client, local_device, print_json
+from protocol.errors import ConflictError, LockstepError, RefusedError
+from terminal.place import (
+    Place,
+    common_options,
+    connected_client,
+    local_device,
+    print_json,
+    read_password,
+    stopped_by_signals,
+)
+from terminal.simulator import simulate
 
 if TYPE_CHECKING:
     from terminal.client import Client
     from terminal.state import Identity, StateFolder
     from terminal.targets import Choice
 
-PASSWORD_CHARACTERS: Final = 1_024
 PROGRAM_NAME: Final = "lockstep-terminal"
 DEBUG_VARIABLE: Final = "LOCKSTEP_DEBUG"
 
@@ -102,7 +109,7 @@ def login(
     folder = place.folder()
     _refuse_other_login(folder, url, account, replace)
     device, _ = local_device(folder, device_file)
-    password = _password(password_stdin)
+    password = read_password(password_stdin)
     identity = asyncio.run(
         enrol(
             folder,
@@ -151,21 +158,6 @@ def _refuse_other_login(folder: "StateFolder", url: str, account: str, replace: 
         )
 
 
-def _password(from_stdin: bool) -> str:
-    if from_stdin:
-        password = sys.stdin.readline(PASSWORD_CHARACTERS + 2).rstrip("\r\n")
-    elif sys.stdin.isatty():
-        password = click.prompt("Password", hide_input=True, err=True)
-    else:
-        raise UsageError(
-            "There is no screen to ask for the password on.",
-            hint="Add --password-stdin and give it on standard input.",
-        )
-    if not 0 < len(password) <= PASSWORD_CHARACTERS:
-        raise UsageError(f"The password has {len(password)} characters; it needs 1 to {PASSWORD_CHARACTERS}.")
-    return password
-
-
 def _host_name() -> str:
     import socket
 
@@ -190,7 +182,7 @@ async def _run(place: Place) -> int:
     device, settings = local_device(folder)
     runners = build_runners(folder.path / "programs", device.installer_kinds, settings)
     stop = asyncio.Event()
-    with _stopped_by_signals(stop):
+    with stopped_by_signals(stop):
         await run_agent(folder, device, runners, on_event=functools.partial(_show_event, place), stop=stop)
     return 0
 
@@ -200,22 +192,6 @@ def _show_event(place: Place, kind: str, sentence: str) -> None:
 
     time = datetime.now(UTC).isoformat(timespec="milliseconds")
     place.show({"event": kind, "message": sentence, "time": time}, printable(sentence))
-
-
-@contextmanager
-def _stopped_by_signals(stop: asyncio.Event) -> Iterator[None]:
-    """Set `stop` when SIGTERM or SIGINT comes, in place of what they would do."""
-    import signal
-
-    loop = asyncio.get_running_loop()
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    # Not loop.add_signal_handler, which Windows lacks. The loop wakes for a signal by itself.
-    before = [signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop.set)) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
 
 
 @commands.command()
@@ -407,6 +383,9 @@ async def _rename(place: Place, name: str) -> int:
 
 def _now() -> datetime:
     return datetime.now(UTC).astimezone()
+
+
+commands.add_command(simulate)
 
 
 # --- the border: exceptions -> one sentence and an exit code ------------------------------------------------------

@@ -4,15 +4,18 @@ Every command has `--state` and `--json`. An answer goes to standard output: a t
 one JSON document with `--json`. Libraries are imported when they are needed, so that `--help` is quick.
 """
 
+import asyncio
 import functools
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Concatenate, ParamSpec
+from typing import TYPE_CHECKING, Concatenate, Final, ParamSpec
 
 import click
+
+from protocol.errors import UsageError
 
 if TYPE_CHECKING:
     from protocol.device import DeviceInfo
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
     from terminal.tables import Table
 
 P = ParamSpec("P")
+
+PASSWORD_CHARACTERS: Final = 1_024
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,3 +116,35 @@ async def connected_client(place: Place) -> "AsyncIterator[Client]":
     folder.identity()  # not logged in: say so before anything is detected
     async with open_client(folder, device=local_device(folder)[0]) as client:
         yield client
+
+
+def read_password(from_stdin: bool) -> str:
+    """Return the first line of standard input, or what a person answers. Raises UsageError where nobody can."""
+    if from_stdin:
+        password = sys.stdin.readline(PASSWORD_CHARACTERS + 2).rstrip("\r\n")
+    elif sys.stdin.isatty():
+        password = click.prompt("Password", hide_input=True, err=True)
+    else:
+        raise UsageError(
+            "There is no screen to ask for the password on.",
+            hint="Add --password-stdin and give it on standard input.",
+        )
+    if not 0 < len(password) <= PASSWORD_CHARACTERS:
+        raise UsageError(f"The password has {len(password)} characters; it needs 1 to {PASSWORD_CHARACTERS}.")
+    return password
+
+
+@contextmanager
+def stopped_by_signals(stop: asyncio.Event) -> Iterator[None]:
+    """Set `stop` when SIGTERM or SIGINT comes, in place of what they would do."""
+    import signal
+
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    # Not loop.add_signal_handler, which Windows lacks. The loop wakes for a signal by itself.
+    before = [signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop.set)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

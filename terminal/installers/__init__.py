@@ -9,7 +9,7 @@ from pathlib import Path
 
 from protocol.device import InstallerKind
 from protocol.errors import UsageError
-from terminal.installers.apk import SimulatedApkRunner
+from terminal.installers.apk import SimulatedRunner
 from terminal.installers.command import CommandRunner
 from terminal.installers.deb import DebRunner
 from terminal.installers.tasks import InstallResult, InstallTask, Runner, RunnerSettings
@@ -43,4 +43,4 @@ def _build(folder: Path, kind: InstallerKind, settings: RunnerSettings) -> Runne
         case "wheel":
             return WheelRunner(folder, settings)
         case "apk":
-            return SimulatedApkRunner(folder, settings)
+            return SimulatedRunner(folder, settings)

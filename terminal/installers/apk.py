@@ -2,7 +2,8 @@
 
 No APK runs here. The file is copied to `PACKAGE/base.apk`, and `packages.json` (package -> version, digest) is what is
 asked for confirmation. Both are replaced whole, the list last, so after a crash the list never names a file that is not
-there. On a real Android device an owner's command (`pm install`) takes this place.
+there. On a real Android device an owner's command (`pm install`) takes this place. A device that is simulated
+altogether (`simulated.py`) uses this runner for every kind of installer.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+from protocol.device import InstallerKind
 from protocol.errors import BadFileError, UnavailableError
 from terminal.installers.programs import runner_lock
 from terminal.installers.tasks import InstallResult, InstallTask, RunnerSettings, check_package_name, confirm, settle
@@ -23,19 +25,21 @@ COPY_BYTES: Final = 1024 * 1024
 
 
 class InstalledPackage(Struct, frozen=True):
-    """One row of the package list; `digest` is the SHA-256 of base.apk in hex."""
+    """One row of the package list; `digest` is the SHA-256 of its file in hex."""
 
     version: str
     digest: str
 
 
-class SimulatedApkRunner:
-    """Installs APKs into `folder/"apk-apps"`, or the folder the settings name."""
+class SimulatedRunner:
+    """Installs one kind into `folder/"apk-apps"` (another kind: its name), or the folder the settings name."""
 
-    def __init__(self, folder: Path, settings: RunnerSettings) -> None:
-        self._applications = Path(folder, settings.root or "apk-apps").resolve()
+    def __init__(self, folder: Path, settings: RunnerSettings, kind: InstallerKind = "apk") -> None:
+        self._applications = Path(folder, settings.root or f"{kind}-apps").resolve()
         self._seconds = settings.timeout_seconds
-        self._lock_file = folder / "apk.lock"
+        self._lock_file = folder / f"{kind}.lock"
+        self._kind = kind
+        self._file_name = f"base.{kind}"
 
     async def install(self, task: InstallTask) -> InstallResult:
         """Copy the file, write the list, and confirm by reading it again."""
@@ -43,12 +47,12 @@ class SimulatedApkRunner:
 
     async def installed_version(self, package_name: str) -> str | None:
         """Return the version the package list gives."""
-        check_package_name("apk", package_name)
+        check_package_name(self._kind, package_name)
         async with runner_lock(self._lock_file, self._seconds):
             return await self._ask(package_name)
 
     async def _install(self, task: InstallTask) -> InstallResult:
-        check_package_name("apk", task.package_name)
+        check_package_name(self._kind, task.package_name)
         async with runner_lock(self._lock_file, self._seconds):
             await asyncio.to_thread(self._place, task)
             return await confirm(task, self._ask)
@@ -56,7 +60,7 @@ class SimulatedApkRunner:
     def _place(self, task: InstallTask) -> None:
         folder = self._applications / task.package_name
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary = folder / "base.apk.new"
+        temporary = folder / f"{self._file_name}.new"
         digest = _copy(task.file, temporary)
         if digest != task.digest_hex:
             temporary.unlink()
@@ -64,7 +68,7 @@ class SimulatedApkRunner:
                 f"The file has the SHA-256 {digest}, not {task.digest_hex}.",
                 hint="It changed after it was downloaded; sync the program again.",
             )
-        _replace(temporary, folder / "base.apk")
+        _replace(temporary, folder / self._file_name)
         packages = {**self._packages(), task.package_name: InstalledPackage(task.version, digest)}
         self._write_list(packages)
 
@@ -95,7 +99,7 @@ class SimulatedApkRunner:
 
     async def _ask(self, package_name: str) -> str | None:
         found = self._packages().get(package_name)
-        is_there = (self._applications / package_name / "base.apk").is_file()
+        is_there = (self._applications / package_name / self._file_name).is_file()
         return found.version if found and is_there else None
 
 
