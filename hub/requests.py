@@ -27,7 +27,9 @@ class Requests:
         if isinstance(request, messages.DeviceUpdate):
             changed = await self._accounts.update(me, request.name, request.device)
             self._presence.update(me.account_id, device_row(changed, online=False))
-            return (messages.Done(re=request.id),), changed
+            # Not the connection number as it is now: if a newer login has come, this socket must not pass for it.
+            renamed = msgspec.structs.replace(changed, connection=me.connection, receives=me.receives)
+            return (messages.Done(re=request.id),), renamed
         return await self._ask(me, request), None
 
     async def _ask(self, me: Terminal, request: Message) -> tuple[Message, ...]:

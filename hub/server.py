@@ -8,6 +8,7 @@ socket pulls from there: control messages first, then what changed in the device
 import asyncio
 import logging
 import ssl
+import time
 from collections import deque
 from http import HTTPStatus
 from typing import Any, Final
@@ -27,10 +28,11 @@ from hub.pokes import Pokes
 from hub.presence import Presence
 from hub.records import Owed, Terminal
 from hub.requests import Requests
-from hub.syncs import Syncs
+from hub.syncs import SYNCS_TOLD_AT_ONCE, Syncs
 from protocol import codec, limits, messages
-from protocol.errors import LockstepError, ProtocolError, UnavailableError
+from protocol.errors import BadDataError, LockstepError, ProtocolError, UnavailableError
 from protocol.keys import SigningKey
+from protocol.life import State
 from protocol.liveness import Liveness
 from protocol.messages import Message, TargetRow
 
@@ -76,8 +78,20 @@ class Services:
         self._progress.get(owed.initiator, {}).pop(owed.delivery, None)
 
     def take_progress(self, initiator: str) -> list[tuple[str, TargetRow]]:
-        """Return (sync, row) of each transfer that got on since the last call."""
-        return list(self._progress.pop(initiator, {}).values())
+        """Return (sync, row) of transfers that got on since the last call; what is too much for one turn stays."""
+        waiting = self._progress.get(initiator, {})
+        syncs: set[str] = set()
+        taken = []
+        for delivery, (sync, row) in list(waiting.items()):
+            if sync in syncs or len(syncs) < SYNCS_TOLD_AT_ONCE:
+                syncs.add(sync)
+                taken.append((sync, row))
+                del waiting[delivery]
+        if waiting:
+            self.pokes.poke("asked", initiator)
+        else:
+            self._progress.pop(initiator, None)
+        return taken
 
 
 class _EndedError(Exception):
@@ -141,8 +155,10 @@ class TerminalSocket:
             async with asyncio.TaskGroup() as group:
                 for work in (self._read(), self._think(), self._write(), self._watch()):
                     group.create_task(work)
-        except* (_EndedError, ConnectionClosed):
+        except* _EndedError:
             pass
+        except* ConnectionClosed as errors:
+            self._log_library_close(errors)
         except* Exception as errors:
             log.exception("internal error on the socket of %s", self, exc_info=errors)
         finally:
@@ -172,7 +188,7 @@ class TerminalSocket:
             events: deque[brain.Event] = deque([event])
             while events:
                 for action in self._session.handle(events.popleft(), self._loop.time()):
-                    result = await self._perform(action)
+                    result = await self._perform_or_fail(action)
                     if result is not None:
                         events.append(result)
 
@@ -205,11 +221,23 @@ class TerminalSocket:
         if self._delivery is None:
             return False
         async with self._services.frames_in_flight:
-            data = self._delivery.next_message(self._loop.time())
+            delivery = self._delivery
+            if delivery is None:  # stopped while this socket waited for its turn
+                return False
+            try:
+                data = delivery.next_message(self._loop.time())
+            except BadDataError as error:
+                self._break_transfer(delivery, error)
+                return True
             if data is None:
                 return False
             await self._send_within(self._connection.send(data))
         return True
+
+    def _break_transfer(self, delivery: Delivery, error: BadDataError) -> None:
+        log.error("%s", error)
+        self._stop_transfer()
+        self._inbox.put_nowait(brain.TransferBroken(delivery.owed.delivery, error.code, error.message))
 
     async def _send_within(self, sending: Any) -> None:
         try:
@@ -237,6 +265,13 @@ class TerminalSocket:
 
     # --- performing actions ---------------------------------------------------------------------------------------
 
+    async def _perform_or_fail(self, action: brain.Action) -> brain.Event | None:
+        try:
+            return await self._perform(action)
+        except UnavailableError as error:  # a full disk: one line here, and the terminal comes again later
+            log.error("%s: %s", self, error)
+            return brain.Failed(error.code, error.message, error.hint)
+
     async def _perform(self, action: brain.Action) -> brain.Event | None:
         match action:
             case brain.Send(message):
@@ -262,9 +297,11 @@ class TerminalSocket:
 
     def queue(self, data: bytes) -> None:
         """Queue a control message. A socket whose queue is full is too slow and is cut."""
+        if self._closing is not None:
+            return  # or a terminal that goes on asking would put its own end off, and fill the memory
         self._outbox.append(data)
         self._wake.set()
-        if len(self._outbox) > limits.OUTBOUND_CONTROL_MESSAGES and self._closing is None:
+        if len(self._outbox) > limits.OUTBOUND_CONTROL_MESSAGES:
             self._outbox.clear()
             self._closing = brain.Close(CLOSE_TOO_SLOW, "too slow: more than 64 messages were waiting")
             self._log_close(self._closing)
@@ -286,13 +323,20 @@ class TerminalSocket:
 
     async def _admit(self, admit: brain.Admit) -> Terminal:
         services = self._services
-        terminal = await services.accounts.count_login(
-            admit.terminal.terminal_id, admit.device, self.address, receives=admit.receives
+        # The list is loaded first, so that nothing comes between counting and joining: two logins of one terminal join
+        # in the order in which they were counted.
+        await services.devices.load(admit.terminal.account_id, services.accounts)
+        try:
+            terminal = await services.accounts.count_login(
+                admit.terminal.terminal_id, admit.device, self.address, receives=admit.receives
+            )
+        except asyncio.CancelledError:
+            # The login counts all the same, so nothing the older socket says would: it must not linger.
+            self._replace(services.presence.socket_of(admit.terminal.terminal_id))
+            raise
+        self._replace(
+            services.presence.join(terminal.account_id, device_row(terminal, online=admit.receives), self.number)
         )
-        await services.devices.load(terminal.account_id, services.accounts)
-        older = services.presence.join(terminal.account_id, device_row(terminal, online=admit.receives), self.number)
-        if older is not None and older in services.sockets:
-            services.sockets[older].tell(brain.Replaced())
         services.sockets_before_login -= 1
         self._connection.protocol.max_message_size = limits.MESSAGE_BYTES
         log.info(
@@ -301,6 +345,10 @@ class TerminalSocket:
             "" if admit.receives else ", not receiving",
         )  # fmt: skip
         return terminal
+
+    def _replace(self, older: int | None) -> None:
+        if older is not None and older in self._services.sockets:
+            self._services.sockets[older].tell(brain.Replaced())
 
     async def _answer(self, request: Message) -> tuple[Message, ...]:
         try:
@@ -332,6 +380,9 @@ class TerminalSocket:
                 return brain.LiveChecked(delivery, await syncs.is_live(delivery, me.terminal_id))
             case brain.Report(state):
                 sent = self._sent_bytes(state.delivery) if state.state in _ENDS_TRANSFER else 0
+                running = self._delivery
+                if running and running.owed.delivery == state.delivery and state.state != State.DOWNLOADING:
+                    self._services.forget_progress(running.owed)
                 return brain.Reported(state, await syncs.report(me.terminal_id, me.connection, state, sent=sent))
             case brain.StartTransfer(owed):
                 return self._start_transfer(owed)
@@ -384,10 +435,10 @@ class TerminalSocket:
 
     async def _read_changes(self, since: int) -> brain.Event:
         changes = await self._services.syncs.changes(self._me.terminal_id, since)
+        told = {row.delivery for rows in changes.targets.values() for row in rows}
         for sync, row in self._services.take_progress(self._me.terminal_id):
-            rows = changes.targets.setdefault(sync, [])
-            if all(changed.delivery != row.delivery for changed in rows):
-                rows.append(row)
+            if row.delivery not in told:
+                changes.targets.setdefault(sync, []).append(row)
         return brain.ChangesRead(changes)
 
     @property
@@ -403,16 +454,24 @@ class TerminalSocket:
         me = self._me
         sent = {self._delivery.owed.delivery: self._delivery.sent_bytes} if self._delivery else {}
         self._stop_transfer()
+        # Presence first: it must not show a terminal as there for ever because the database could not write.
+        newest = services.presence.leave(
+            me.account_id, me.terminal_id, self.number, now=self._loop.time(), last_seen=time.time()
+        )
         try:
-            last_seen = await services.accounts.seen(me.terminal_id)
-            newest = services.presence.leave(
-                me.account_id, me.terminal_id, self.number, now=self._loop.time(), last_seen=last_seen
-            )
+            await services.accounts.seen(me.terminal_id)
             if newest:
                 await services.syncs.terminal_left(me.terminal_id, me.connection, sent)
         except UnavailableError as error:
             log.error("%s", error)  # the next start puts back what was under way
         log.info("%s disconnected", self)
+
+    def _log_library_close(self, errors: BaseExceptionGroup[ConnectionClosed]) -> None:
+        """Say it when the library itself ended the socket: a message too large, text that is not UTF-8, a bad frame."""
+        for error in errors.exceptions:
+            if isinstance(error, ConnectionClosed) and error.sent and error.sent.code in _LIBRARY_CLOSES:
+                log.info("%s is closed: %d %s", self, error.sent.code, error.sent.reason)
+                return
 
     def _log_close(self, close: brain.Close) -> None:
         if close.code != brain.CLOSE_STOPPING:
@@ -420,6 +479,7 @@ class TerminalSocket:
 
 
 _ENDS_TRANSFER: Final = frozenset({"done", "failed"})
+_LIBRARY_CLOSES: Final = frozenset({1002, 1007, 1009})  # RFC 6455 section 7.4.1
 
 
 class HubServer:

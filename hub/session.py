@@ -25,6 +25,7 @@ VERSION: Final = "lockstep.v1"
 
 CLOSE_STOPPING: Final = 1001
 CLOSE_REFUSED: Final = 1008
+CLOSE_BUSY: Final = 1013
 CLOSE_REPLACED: Final = 4000
 CLOSE_VIOLATION: Final = 4001
 
@@ -58,7 +59,7 @@ class TerminalFound(Struct, frozen=True):
 
 
 class Failed(Struct, frozen=True):
-    """An action of the opening could not be performed."""
+    """An action could not be performed: refused while opening, or the database does not answer."""
 
     code: str
     text: str
@@ -322,6 +323,8 @@ class Session:
     @property
     def deadline(self) -> float | None:
         """When to send `Ticked`, or None while nothing waits for time."""
+        if self._closed:
+            return None  # a deadline that has passed would be asked for again and again until the socket is gone
         if not self.is_open:
             return self._login_by
         return self._changes_after if self._changes_due else None
@@ -349,7 +352,7 @@ class Session:
             case Answered(answer):
                 return [self._send(message) for message in answer]
             case InventorySaved():
-                self._inventory_is_in = True
+                self._inventory_is_in = self.terminal is not None and self.terminal.receives
                 return self._look_again()
             case Claimed() | TransferBroken() | LiveChecked() | Reported():
                 return self._deliver(event)
@@ -403,6 +406,8 @@ class Session:
                 return self._enrol(account_id)
             case TerminalFound(terminal):
                 return self._admit(terminal)
+            case Failed(code, text, hint) if self.is_open:
+                return [self._error(code, text, hint), Close(CLOSE_BUSY, code)]
             case Failed(code, text, hint):
                 return self._refuse(text, hint, code=code)
             case Admitted(terminal):
@@ -475,6 +480,7 @@ class Session:
             case messages.State():
                 return [Report(message)]
             case messages.Noted(of=sync):
+                self._changes_due = True  # there may be more ends to tell than go at once
                 return [NoteSync(sync)]
             case messages.Want() | messages.Progress() | messages.Received() | messages.Refused():
                 return self._transfer(message)
@@ -522,8 +528,10 @@ class Session:
                 self._offered.add(owed.digest)
                 return [StartTransfer(owed)]
             case TransferBroken(delivery, code, text):
+                if self._current is None or self._current.delivery != delivery:
+                    return []  # it has ended meanwhile
                 failed = messages.State(delivery=delivery, state=life.State.FAILED, reason=code, detail=text)
-                return [Report(failed)]
+                return [self._send(messages.Withdraw(delivery=delivery)), Report(failed)]
             case LiveChecked(delivery, live):
                 self._busy_looking = False
                 if live or self._current is None or self._current.delivery != delivery:
@@ -571,6 +579,7 @@ class Session:
 
     def _tell_changes(self, changes: Changes, now: float) -> list[Action]:
         self._revision = max(self._revision, changes.revision)
+        self._changes_due |= changes.more
         self._changes_after = now + limits.SYNC_UPDATES_EVERY_SECONDS
         told: list[Action] = [
             self._send(messages.SyncUpdate(sync=sync, targets=page))

@@ -7,7 +7,7 @@ Plan, accept, cancel and look up syncs; claim what a terminal is owed; write wha
 import difflib
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from msgspec import Struct, structs
@@ -35,6 +35,8 @@ from protocol.messages import (
     TargetRow,
 )
 
+SYNCS_TOLD_AT_ONCE: Final = 8  # with the device list of 2,000 terminals that a login brings, under 64 messages
+
 
 class Accepted(Struct, frozen=True):
     """A sync as committed: its id and its targets."""
@@ -45,11 +47,12 @@ class Accepted(Struct, frozen=True):
 
 
 class Changes(Struct, frozen=True):
-    """What changed for an initiator: rows by sync, the ended syncs it has not noted, the newest revision."""
+    """What changed for an initiator: rows by sync, ended syncs not noted yet, up to which revision, is there more."""
 
     targets: dict[str, list[TargetRow]]
     ended: tuple[SyncDone, ...]
     revision: int
+    more: bool = False
 
 
 class Syncs:
@@ -173,16 +176,24 @@ class Syncs:
         return await self._store.transaction(body)
 
     async def changes(self, terminal: str, since: int) -> Changes:
-        """Return what changed after revision `since` in the syncs this terminal began and has not noted."""
+        """Return what changed after revision `since` in the syncs this terminal began and has not noted, oldest first.
+
+        At most as much as fits a socket's queue: `SYNCS_TOLD_AT_ONCE` syncs, and as many ended ones.
+        """
 
         async def body(transaction: Transaction) -> Changes:
             targets: dict[str, list[TargetRow]] = {}
             revision = since
-            for row in await transaction.rows("changed_targets", initiator=terminal, since=since):
+            count = limits.TARGETS_PER_SYNC
+            rows = await transaction.rows("changed_targets", initiator=terminal, since=since, count=count)
+            for row in rows:
+                if row["sync_id"] not in targets and len(targets) == SYNCS_TOLD_AT_ONCE:
+                    break
                 targets.setdefault(row["sync_id"], []).append(target_row(row))
-                revision = max(revision, row["revision"])
-            ended = await transaction.rows("ended_not_noted", initiator=terminal)
-            return Changes(targets, tuple([await _sync_done(transaction, row) for row in ended]), revision)
+                revision = row["revision"]
+            ended = await transaction.rows("ended_not_noted", initiator=terminal, count=SYNCS_TOLD_AT_ONCE)
+            more = len(rows) == count or (bool(rows) and rows[-1]["revision"] > revision)
+            return Changes(targets, tuple([await _sync_done(transaction, row) for row in ended]), revision, more)
 
         return await self._store.transaction(body)
 
@@ -399,6 +410,8 @@ class Syncs:
 
     async def _end_as_installed(self, transaction: Transaction, row: Row, connection: int) -> None:
         was_installing = row["state"] == life.State.INSTALLING
+        if row["state"] not in (life.State.QUEUED, life.State.INSTALLING):
+            await self._move(transaction, row, life.State.QUEUED, "", "", connection=connection)
         state = life.State.DONE if was_installing else life.State.SAME
         detail = "Its inventory has it." if was_installing else f"It has {row['version']} already."
         await self._move(transaction, row, state, "installed", detail, connection=connection)

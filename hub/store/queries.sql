@@ -140,11 +140,11 @@ WHERE d.sync_id = :sync_id ORDER BY d.position;
 SELECT d.*, t.name, i.kind, i.file_name, i.size
 FROM syncs s JOIN deliveries d ON d.sync_id = s.sync_id AND d.revision > :since
 JOIN terminals t ON t.terminal_id = d.terminal_id LEFT JOIN installers i ON i.digest = d.digest
-WHERE s.initiator = :initiator AND s.noted = 0 ORDER BY d.sync_id, d.position;
+WHERE s.initiator = :initiator AND s.noted = 0 ORDER BY d.revision LIMIT :count;
 
 -- name: ended_not_noted
 SELECT sync_id, program_id, outcome FROM syncs
-WHERE initiator = :initiator AND noted = 0 AND ended_at IS NOT NULL ORDER BY created_at;
+WHERE initiator = :initiator AND noted = 0 AND ended_at IS NOT NULL ORDER BY created_at LIMIT :count;
 
 -- name: note_sync
 UPDATE syncs SET noted = 1
