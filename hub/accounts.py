@@ -128,7 +128,7 @@ class Accounts:
         """Change a terminal's name or device info. Raises ConflictError for a name another device has."""
 
         async def body(transaction: Transaction) -> Terminal:
-            wanted = terminal.name if name is None else name.strip()
+            wanted = terminal.name if name is None else _one_line(name)
             if not wanted or await _is_taken(transaction, terminal.account_id, terminal.terminal_id, wanted):
                 raise ConflictError(f"Another device of this account is called {wanted!r}.", code="name-taken")
             await transaction.rows(
@@ -205,10 +205,15 @@ async def _is_taken(transaction: Transaction, account_id: str, terminal: str, na
 
 
 async def _free_name(transaction: Transaction, account_id: str, terminal: str, wanted: str) -> str:
-    for name in _names(wanted.strip() or "device"):
+    for name in _names(_one_line(wanted) or "device"):
         if not await _is_taken(transaction, account_id, terminal, name):
             return name
     raise ConflictError(f"Every name like {wanted!r} is taken.", code="name-taken")
+
+
+def _one_line(name: str) -> str:
+    """Names go into logs and tables: what cannot be printed, a line break first of all, becomes a space."""
+    return "".join(character if character.isprintable() else " " for character in name).strip()
 
 
 def _names(wanted: str) -> Iterator[str]:

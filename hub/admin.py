@@ -1,7 +1,7 @@
 """The operator's commands over a 0600 Unix socket in the data folder.
 
 One JSON line asks ({"command": ..., its arguments}), one JSON line answers ({"result": ...} or {"error": {"code",
-"message", "hint"}}). With no hub running the same commands run in process, under the folder's lock.
+"message", "hint", "usage"}}). With no hub running the same commands run in process, under the folder's lock.
 """
 
 import asyncio
@@ -51,7 +51,8 @@ async def ask(settings: Settings, command: str, arguments: dict[str, Any]) -> An
             return await perform(hub, command, arguments)
     if "error" in answer:
         error = answer["error"]
-        raise LockstepError(error["message"], hint=error["hint"], code=error["code"])
+        error_class = UsageError if error["usage"] else LockstepError  # the exit code is the same as in process
+        raise error_class(error["message"], hint=error["hint"], code=error["code"])
     return answer["result"]
 
 
@@ -86,9 +87,10 @@ async def _answer(hub: Hub, reader: asyncio.StreamReader, writer: asyncio.Stream
             request = json.loads(await reader.readline())
         answer = {"result": await perform(hub, request.pop("command"), request)}
     except LockstepError as error:
-        answer = {"error": {"code": error.code, "message": error.message, "hint": error.hint}}
-    except (ValueError, KeyError, TypeError, AttributeError, TimeoutError, msgspec.ValidationError) as error:
-        answer = {"error": {"code": "usage", "message": f"Not a command: {error!r}", "hint": ""}}
+        usage = isinstance(error, UsageError)
+        answer = {"error": {"code": error.code, "message": error.message, "hint": error.hint, "usage": usage}}
+    except (LookupError, ValueError, TypeError, AttributeError, RecursionError, TimeoutError, OSError) as error:
+        answer = {"error": {"code": "usage", "message": f"Not a command: {error!r}", "hint": "", "usage": True}}
     try:
         async with asyncio.timeout(_ASK_SECONDS):
             writer.write(json.dumps(answer).encode() + b"\n")
@@ -106,6 +108,8 @@ async def _ask_running(folder: Path, request: dict[str, Any]) -> dict[str, Any] 
             reader, writer = await asyncio.open_unix_connection(path, limit=_LINE_BYTES)
     except (ConnectionRefusedError, FileNotFoundError):
         return None
+    except OSError as error:
+        raise UnavailableError(f"The running hub cannot be asked: {error.strerror}.") from None
     try:
         writer.write(json.dumps(request).encode() + b"\n")
         async with asyncio.timeout(_ANSWER_SECONDS):

@@ -5,6 +5,7 @@ capitals. `docs/operations.md` lists every setting, and a test holds the two tog
 """
 
 import difflib
+import ipaddress
 import os
 import tomllib
 from collections.abc import Mapping
@@ -19,7 +20,6 @@ from protocol.errors import UsageError
 
 ENVIRONMENT_PREFIX: Final = "LOCKSTEP_HUB_"
 DEFAULT_PORT: Final = 8765
-_LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -63,7 +63,10 @@ def split_address(text: str) -> tuple[str, int]:
 
 def is_loopback(host: str) -> bool:
     """Return whether `host` never leaves this machine."""
-    return host in _LOOPBACK or host.startswith("127.")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def load_settings(file: Path | None, flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Settings:

@@ -20,7 +20,7 @@ from typing import BinaryIO, Final, cast
 from hub.records import StoredObject
 from protocol import limits
 from protocol.chunks import Entry, Manifest, chunking_for, cut, pack_chunk
-from protocol.errors import BadDataError, BadFileError, RefusedError
+from protocol.errors import BadDataError, BadFileError, RefusedError, TransferError
 from protocol.messages import Run
 
 _READ_AHEAD_BYTES: Final = 4 * limits.FRAME_BYTES
@@ -40,12 +40,21 @@ class Pack:
         """Return the stored bytes of a run of chunks. Raises BadDataError when the pack is too short."""
         offsets = self.manifest.stored_offsets
         start, end = offsets[run.first], offsets[run.first + run.count]
-        data = os.pread(self._descriptor, end - start, start)
-        # The kernel reads on while this frame travels, so the next read finds its bytes in memory.
-        os.posix_fadvise(self._descriptor, end, _READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
+        try:
+            data = os.pread(self._descriptor, end - start, start)
+            # The kernel reads on while this frame travels, so the next read finds its bytes in memory.
+            os.posix_fadvise(self._descriptor, end, _READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
+        except OSError as error:
+            raise _damaged(self.digest, f"cannot be read: {error.strerror}") from None
         if len(data) != end - start:
-            raise BadDataError(f"The pack of object {self.digest.hex()} is truncated.", code="damaged-object")
+            raise _damaged(self.digest, "is truncated")
         return data
+
+
+def _damaged(digest: bytes, what: str) -> BadDataError:
+    return BadDataError(
+        f"Object {digest.hex()} {what}.", hint="Publish the same file again to mend it.", code="damaged-object"
+    )
 
 
 class Objects:
@@ -80,10 +89,13 @@ class Objects:
             manifest = Manifest(self._path(digest, "manifest").read_bytes())
             descriptor = os.open(self._path(digest, "pack"), os.O_RDONLY)
         except OSError as error:
-            raise BadDataError(
-                f"Object {digest.hex()} cannot be read: {error.strerror}.", code="damaged-object"
-            ) from None
-        opened = self._open[digest] = Pack(digest, manifest, descriptor)
+            raise _damaged(digest, f"cannot be read: {error.strerror}") from None
+        except TransferError as error:
+            raise _damaged(digest, f"has a damaged manifest: {error.message}") from None
+        opened = Pack(digest, manifest, descriptor)
+        if os.fstat(descriptor).st_size != manifest.stored_size:
+            raise _damaged(digest, "is truncated")
+        self._open[digest] = opened
         return opened
 
     def _check_room(self, name: str, size: int) -> None:
@@ -110,12 +122,20 @@ class Objects:
                 incoming.write(stored)
             digest = whole.digest()
             manifest = Manifest.of(entries)
-            if not self._path(digest, "manifest").exists():
+            if not self._is_whole(digest, manifest):
                 self._keep(incoming, self._path(digest, "pack"))
                 with self._incoming() as incoming_manifest:
                     incoming_manifest.write(manifest.data)
                     self._keep(incoming_manifest, self._path(digest, "manifest"))
         return StoredObject(digest=digest, size=manifest.size, stored_size=manifest.stored_size, chunks=manifest.count)
+
+    def _is_whole(self, digest: bytes, manifest: Manifest) -> bool:
+        """Whether both files are there and as long as they should be; publishing again mends an object that is not."""
+        try:
+            there = self._path(digest, "manifest").read_bytes() == manifest.data
+            return there and self._path(digest, "pack").stat().st_size == manifest.stored_size
+        except OSError:
+            return False
 
     def _path(self, digest: bytes, part: str) -> Path:
         name = digest.hex()

@@ -137,7 +137,7 @@ class Store:
             except Exception as error:
                 # Rolled back as a whole (disk full, I/O error): nothing in it was acknowledged.
                 for work in batch:
-                    work.fail(UnavailableError(f"The hub's database could not write: {error}."))
+                    work.fail(_could_not_write(error))
             finally:
                 for _ in batch:
                     self._waiting.task_done()
@@ -154,7 +154,7 @@ class Store:
                     results.append(await work.run(transaction))
                 except Exception as error:
                     await execute("ROLLBACK TO body")
-                    work.fail(error)
+                    work.fail(_translated(error))
                 await execute("RELEASE body")
             await execute("COMMIT")
         except BaseException:
@@ -163,6 +163,17 @@ class Store:
             raise
         for hand_out in results:
             hand_out()
+
+
+def _translated(error: Exception) -> Exception:
+    """A full disk or a damaged file may show in the middle of a body; anything else a body raises is its own."""
+    if isinstance(error, sqlite3.OperationalError) or type(error) is sqlite3.DatabaseError:
+        return _could_not_write(error)
+    return error
+
+
+def _could_not_write(error: Exception) -> UnavailableError:
+    return UnavailableError(f"The hub's database could not write: {error}.", hint="See to the hub's disk.")
 
 
 async def _migrate(connection: aiosqlite.Connection, path: Path) -> None:
