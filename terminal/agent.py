@@ -1,32 +1,24 @@
-"""Agent: keeps a terminal connected and receiving, and lets other commands on this device speak through it.
-
-The local socket is a WebSocket over a Unix socket (0600) in the state folder, with the hub's own messages: the agent
-says `welcome`, passes requests on under ids of its own, and relays what comes unasked. Whoever can open the folder is
-this terminal, so there is no login.
-"""
+"""Agent: keeps a terminal connected and receiving, and lets other commands on this device speak through it."""
 
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 from msgspec import structs
-from websockets.asyncio.server import ServerConnection, unix_serve
 
 from protocol import limits, messages
 from protocol.device import DeviceInfo, InstallerKind
-from protocol.errors import BadDataError, BadFileError, LockstepError, ProtocolError, UnavailableError
-from protocol.messages import AnyMessage, Message, Request
+from protocol.errors import BadDataError, BadFileError, LockstepError, UnavailableError
+from protocol.messages import AnyMessage, Request
 from terminal.connection import Connection, address_of, connected, login_of
 from terminal.installers import Runner
-from terminal.link import CLOSE_SECONDS, Link, unix_path
+from terminal.localsocket import LocalSocket
 from terminal.receiving import OnEvent, settle_interrupted
 from terminal.state import StateFolder
 
-LOCAL_CLIENTS: Final = 32
 STEADY_SECONDS: Final = 60.0
 
 
@@ -50,7 +42,7 @@ async def run_agent(
         agent = Agent(folder, device, runners, on_event)
         agent.use(insecure_lan=insecure_lan, ca_file=ca_file)
         await settle_interrupted(folder, runners)
-        async with agent.serve():
+        async with agent.local.serve():
             await agent.keep_connected(stop)
     return "stopped"
 
@@ -73,7 +65,7 @@ class Agent:
         self._connection: Connection | None = None  # while requests can be passed on
         self._held: Connection | None = None  # until it is closed and its installation has ended
         self._why_away: LockstepError = UnavailableError("This terminal is not connected to its hub yet.")
-        self._locals: dict[Link, set[asyncio.Task[None]]] = {}
+        self.local = LocalSocket(folder, self._welcome, self._ask)
 
     def use(self, *, insecure_lan: bool, ca_file: Path | None) -> None:
         """Dial as these say, where they say more than the login did."""
@@ -139,7 +131,7 @@ class Agent:
             self._connection = self._held = None
 
     async def _until_ended(self, connection: Connection, stop: asyncio.Event) -> None:
-        connection.link.listen(self)
+        connection.link.listen(self.local)
         self._remember(connection.welcome)
         self._on_event(
             "connected",
@@ -167,62 +159,7 @@ class Agent:
             async with asyncio.timeout(delay_seconds):
                 await stop.wait()
 
-    # --- unasked messages, as a listener of the hub's link ------------------------------------------------------------
-
-    def put(self, message: AnyMessage) -> None:
-        """Relay what the hub said unasked; a local client that does not read is cut by its own bounded queue."""
-        for link in self._locals:
-            link.say(message)
-
-    def end(self, error: LockstepError) -> None:
-        """The hub is away; requests are refused until it is back."""
-        self._connection, self._why_away = None, error
-
     # --- local clients ------------------------------------------------------------------------------------------------
-
-    @asynccontextmanager
-    async def serve(self) -> AsyncIterator[None]:
-        """Serve the local socket. Raises UsageError when there can be none at this path."""
-        path = self._folder.agent_socket
-        path.unlink(missing_ok=True)  # of an agent that was killed: this one holds the lock
-        with unix_path(path) as name:
-            server = await unix_serve(
-                self._serve_one,
-                name,
-                compression=None,
-                max_size=limits.MESSAGE_BYTES,
-                max_queue=limits.INBOUND_MESSAGES,
-                ping_interval=None,
-                open_timeout=limits.OPENING_SECONDS,
-                close_timeout=CLOSE_SECONDS,
-                server_header=None,
-            )
-        path.chmod(0o600)
-        try:
-            yield
-        finally:
-            server.close()
-            await server.wait_closed()
-            path.unlink(missing_ok=True)
-
-    async def _serve_one(self, socket: ServerConnection) -> None:
-        if len(self._locals) >= LOCAL_CLIENTS:
-            await socket.close(1013, "too many local clients")
-            return
-        tasks: set[asyncio.Task[None]] = set()
-
-        def heard(message: AnyMessage) -> None:
-            self._pass_on(link, message, tasks)
-
-        link = Link(socket, "a local client", heard=heard)
-        self._locals[link] = tasks
-        link.say(self._welcome())
-        try:
-            await link.run()
-        finally:
-            del self._locals[link]
-            for task in tasks:
-                task.cancel()
 
     def _welcome(self) -> messages.Welcome:
         return messages.Welcome(
@@ -234,27 +171,10 @@ class Agent:
             frame_bytes=limits.FRAME_BYTES,
         )
 
-    def _pass_on(self, link: Link, message: AnyMessage, tasks: set[asyncio.Task[None]]) -> None:
-        if not isinstance(message, Request):
-            raise ProtocolError(f"A local client may not say {messages.kind_of(message)!r}.", code="wrong-order")
-        if len(tasks) >= limits.REQUESTS_UNDER_WAY:
-            busy = UnavailableError("Too many requests are under way.", hint="Wait for some answers.", code="busy")
-            link.say(_error_message(busy, message.id))
-            return
-        task = asyncio.create_task(self._answer(link.say, message))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-
-    async def _answer(self, say: Callable[[Message], None], request: Request) -> None:
-        try:
-            if self._connection is None:
-                raise UnavailableError(f"The hub is away: {self._why_away.message}")
-            pages = await self._connection.link.request(request)
-        except LockstepError as error:
-            say(_error_message(error, request.id))
-            return
-        for page in pages:
-            say(structs.replace(page, re=request.id))
+    async def _ask(self, request: Request) -> list[AnyMessage]:
+        if self._connection is None:
+            raise UnavailableError(f"The hub is away: {self._why_away.message}")
+        return await self._connection.link.request(request)
 
 
 def back_off() -> Iterator[float]:
@@ -263,13 +183,3 @@ def back_off() -> Iterator[float]:
     while True:
         yield random.uniform(0.0, bound_seconds)  # noqa: S311 - only spreads the load
         bound_seconds = min(bound_seconds * 2, limits.RECONNECT_LARGEST_SECONDS)
-
-
-def _error_message(error: LockstepError, number: int) -> messages.Error:
-    return messages.Error(
-        code=error.code,
-        message=error.message[: limits.TEXT_CHARACTERS],
-        hint=error.hint[: limits.TEXT_CHARACTERS],
-        near=tuple(getattr(error, "near", ())),
-        re=number,
-    )

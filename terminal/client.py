@@ -1,7 +1,8 @@
 """Client: what a program on this device may ask of its account's hub. The public API of a terminal.
 
-Through the running agent when there is one, else over a connection of its own that installs nothing. Every call has a
-deadline of 30 s. Errors are those of `protocol/errors.py`: UnavailableError means try again.
+Through whichever process on this device has the connection, else over a connection of its own that installs nothing and
+serves the others meanwhile. Every call has a deadline of 30 s. Errors are those of `protocol/errors.py`:
+UnavailableError means try again.
 """
 
 import asyncio
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from msgspec import structs
-from websockets.asyncio.client import unix_connect
 from websockets.exceptions import WebSocketException
 
 from protocol import keys, life, limits, messages
@@ -22,7 +22,8 @@ from protocol.errors import LockstepError, ProtocolError, RefusedError, UsageErr
 from protocol.messages import AnyMessage, CancelResult, DeviceRow, Message, ProgramRow, Request, SyncRow, TargetRow
 from terminal.connection import address_of, connected, login_of
 from terminal.dialling import parse_address
-from terminal.link import CLOSE_SECONDS, Link, unix_path
+from terminal.link import Link
+from terminal.localsocket import LocalSocket, local_link
 from terminal.session import Enrolling
 from terminal.state import Identity, StateFolder
 
@@ -257,7 +258,8 @@ class SyncWatch:
                 yield
                 if ended:
                     return
-                await self._changed.wait()
+                if self._error is None:
+                    await self._changed.wait()
                 if self._error is not None and not self.ended:
                     raise self._error
         finally:
@@ -297,7 +299,7 @@ async def _open_link(folder: StateFolder, identity: Identity, device: DeviceInfo
             stack.enter_context(folder.lock())
         except RefusedError:
             with contextlib.suppress(OSError, WebSocketException):
-                return await stack.enter_async_context(_agent_link(folder))
+                return await stack.enter_async_context(local_link(folder))
             if asyncio.get_running_loop().time() >= give_up_at:
                 raise
             await asyncio.sleep(_AGENT_RETRY_SECONDS)
@@ -314,25 +316,8 @@ async def _hub_link(folder: StateFolder, identity: Identity, device: DeviceInfo 
     async with connected(address, login_of(identity, address, reported, receives=False), folder) as connection:
         if device is not None and device != folder.device():
             folder.save_device(device)
-        yield connection.link
-
-
-@asynccontextmanager
-async def _agent_link(folder: StateFolder) -> AsyncIterator[Link]:
-    with unix_path(folder.agent_socket) as path:
-        socket = await unix_connect(
-            path,
-            compression=None,
-            max_size=limits.MESSAGE_BYTES,
-            max_queue=limits.INBOUND_MESSAGES,
-            ping_interval=None,
-            open_timeout=limits.OPENING_SECONDS,
-            close_timeout=CLOSE_SECONDS,
-        )
-    link = Link(socket, "the agent of this terminal")
-    running = asyncio.create_task(link.run())
-    try:
-        yield link
-    finally:
-        await link.close()
-        await asyncio.wait([running])
+        link, welcome = connection.link, connection.welcome
+        local = LocalSocket(folder, lambda: welcome, link.request)
+        link.listen(local)
+        async with local.serve():
+            yield link

@@ -19,7 +19,7 @@ def default_words(value: object) -> str:
 
 def missing_settings(document: str) -> list[str]:
     defaults = dict(zip(Settings.__struct_fields__, Settings.__struct_defaults__, strict=True))
-    rows = {}
+    rows: dict[str, str] = {}
     for names, default in re.findall(r"^\| (`[a-z_`, ]+`) \| ([^|]+) \|", document, re.MULTILINE):
         rows |= dict.fromkeys(re.findall(r"[a-z_]+", names), default.strip("` "))
     return [name for name, value in defaults.items() if rows.get(name) != default_words(value)]

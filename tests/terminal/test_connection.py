@@ -669,6 +669,17 @@ async def test_other_commands_speak_through_the_running_agent(folder: StateFolde
     assert not folder.is_locked()
 
 
+async def test_a_command_without_an_agent_serves_the_others_while_it_lives(folder: StateFolder) -> None:
+    async with hub(answers) as url:
+        folder.save_identity(identity_at(url))
+        folder.save_device(DEVICE)
+        async with open_client(folder) as first:
+            assert folder.agent_socket.stat().st_mode & 0o777 == 0o600
+            async with open_client(folder) as second:
+                assert await second.devices() == await first.devices()
+        assert not folder.agent_socket.exists()
+
+
 async def test_the_agent_says_welcome_and_refuses_what_is_no_request(folder: StateFolder) -> None:
     async with hub(answers) as url, running(folder, url) as agent:
         await agent.until("connected")
