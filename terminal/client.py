@@ -21,7 +21,7 @@ from protocol.device import DeviceInfo
 from protocol.errors import LockstepError, ProtocolError, RefusedError, UsageError
 from protocol.messages import AnyMessage, CancelResult, DeviceRow, Message, ProgramRow, Request, SyncRow, TargetRow
 from terminal.connection import address_of, connected, login_of
-from terminal.dialling import parse_address
+from terminal.dialling import HubSocket, parse_address
 from terminal.link import Link
 from terminal.localsocket import LocalSocket, local_link
 from terminal.session import Enrolling
@@ -44,6 +44,7 @@ async def enrol(
     device: DeviceInfo,
     insecure_lan: bool = False,
     ca_file: Path | None = None,
+    socket_class: type[HubSocket] = HubSocket,
 ) -> Identity:
     """Make this device a terminal of `account` at the hub at `url`, and keep who it is in `folder`.
 
@@ -63,7 +64,7 @@ async def enrol(
             host=address.host,
             port=address.port,
         )
-        async with connected(address, opening, folder) as connection:
+        async with connected(address, opening, folder, socket_class=socket_class) as connection:
             identity = Identity(
                 url=url,
                 account=connection.welcome.account,

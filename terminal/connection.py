@@ -181,13 +181,14 @@ async def connected(
     *,
     runners: Mapping[InstallerKind, Runner] | None = None,
     on_event: OnEvent = _say_nothing,
+    socket_class: type[HubSocket] = HubSocket,
 ) -> AsyncIterator[Connection]:
     """Dial, log in and hold a connection; leave to close it. The caller holds the folder's lock.
 
     `runners` are needed when the opening receives. Leaving waits for an installation that runs; being cancelled
     cancels that too. Raises UnavailableError (try again), RefusedError (do not) and ProtocolError.
     """
-    socket: HubSocket = await dial(address)
+    socket = await dial(address, socket_class)
     connection = Connection(socket, address, opening, folder, runners or {}, on_event)
     try:
         await connection.open()

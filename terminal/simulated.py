@@ -238,10 +238,10 @@ class SimulatedFolder(StateFolder):
 
 
 class SimulatedSocket(HubSocket):
-    """A socket that counts what it hears and can pass over device lists nobody asked for, before they are decoded."""
+    """A socket that counts what it hears, and passes over device lists nobody asked for before they are decoded."""
 
     heard_bytes = 0
-    keeps_devices = True
+    keeps_devices = False
 
     def data_received(self, data: bytes) -> None:
         """Count."""
