@@ -47,22 +47,13 @@ class Catalogue:
         stored = await asyncio.to_thread(self._objects.add, path)
         program = options.program or facts.package_name
 
-        async def body(transaction: Transaction) -> bool:
-            return await _add_rows(transaction, path.name, program, options.title, facts, stored)
+        async def body(transaction: Transaction) -> Published:
+            new = await _add_rows(transaction, path.name, program, options.title, facts, stored)
+            row = await transaction.row("catalogue_entry", digest=stored.digest)
+            assert row is not None
+            return structs.replace(_published(row), new=new)
 
-        new = await self._store.transaction(body)
-        return Published(
-            program=program,
-            title=options.title or facts.title,
-            version=facts.release,
-            kind=facts.kind,
-            file_name=path.name,
-            size=stored.size,
-            stored_size=stored.stored_size,
-            digest=stored.digest.hex(),
-            fits=describe_selector(facts.selector),
-            new=new,
-        )
+        return await self._store.transaction(body)
 
     async def listing(self) -> list[Published]:
         """Every installer, by program and newest release first."""
@@ -70,21 +61,7 @@ class Catalogue:
         async def body(transaction: Transaction) -> list[Row]:
             return await transaction.rows("catalogue")
 
-        return [
-            Published(
-                program=row["program_id"],
-                title=row["title"],
-                version=row["version"],
-                kind=row["kind"],
-                file_name=row["file_name"],
-                size=row["size"],
-                stored_size=row["stored_size"],
-                digest=row["digest"].hex(),
-                fits=describe_selector(msgspec.json.decode(row["selector"], type=Selector)),
-                new=False,
-            )
-            for row in await self._store.transaction(body)
-        ]
+        return [_published(row) for row in await self._store.transaction(body)]
 
 
 async def read_candidates(transaction: Transaction, program: str) -> tuple[Candidate, ...]:
@@ -95,7 +72,7 @@ async def read_candidates(transaction: Transaction, program: str) -> tuple[Candi
             version=row["version"],
             kind=row["kind"],
             size=row["size"],
-            selector=msgspec.json.decode(row["selector"], type=Selector),
+            selector=_facts(row).selector,
         )
         for row in await transaction.rows("installers_of_program", program_id=program)
     )
@@ -109,6 +86,26 @@ def installer_offer(row: Row) -> InstallerOffer:
         version=row["file_version"],
         installer_kind=row["kind"],
         file_name=row["file_name"],
+    )
+
+
+def _facts(row: Row) -> InstallerFacts:
+    return msgspec.json.decode(row["facts"], type=InstallerFacts)
+
+
+def _published(row: Row) -> Published:
+    facts = _facts(row)
+    return Published(
+        program=row["program_id"],
+        title=row["title"],
+        version=row["version"],
+        kind=row["kind"],
+        file_name=row["file_name"],
+        size=row["size"],
+        stored_size=row["stored_size"],
+        digest=row["digest"].hex(),
+        fits=describe_selector(facts.selector),
+        facts=facts,
     )
 
 
@@ -139,6 +136,8 @@ async def _add_rows(
         return False
     await transaction.rows("add_object", **structs.asdict(stored), now=now)
     await transaction.rows("add_program", program_id=program, title=title or facts.title, now=now)
+    if title:
+        await transaction.rows("retitle_program", program_id=program, title=title)
     await transaction.rows(
         "add_release",
         program_id=program,
@@ -154,10 +153,8 @@ async def _add_rows(
         kind=facts.kind,
         package_name=facts.package_name,
         file_version=facts.version,
-        version_code=facts.package_version_code,
         file_name=file_name,
-        selector=msgspec.json.encode(facts.selector),
-        signer=facts.signer_digest,
+        facts=msgspec.json.encode(facts),
         size=stored.size,
         now=now,
     )
@@ -170,7 +167,7 @@ def _check_republish(file_name: str, program: str, facts: InstallerFacts, known:
             f"{file_name} is published already as program {known['program_id']!r}, not {program!r}.",
             hint="One file belongs to one program.",
         )
-    if msgspec.json.decode(known["selector"], type=Selector) != facts.selector:
+    if _facts(known).selector != facts.selector:
         raise ConflictError(
             f"{file_name} is published already for other devices.",
             hint="Publish it with the same facts, or not at all: one file has one selector.",

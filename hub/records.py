@@ -18,7 +18,8 @@ class InstallerFacts(Struct, frozen=True, kw_only=True):
     `package_name` is the name the header gives (the default program id); `version` is as written in the header;
     `release` is the version people know the program by (a deb's upstream version, otherwise the same);
     `package_version_code` orders builds of one version name (an APK's versionCode) and is 0 where there is none;
-    `signer_digest` is the SHA-256 of the first signing certificate in hex, empty when unsigned.
+    `api_level_target` is the API level an APK was built against; `signer_digest` is the SHA-256 of the first signing
+    certificate in hex, empty when unsigned.
     """
 
     package_name: str
@@ -27,6 +28,7 @@ class InstallerFacts(Struct, frozen=True, kw_only=True):
     release: str
     kind: InstallerKind
     selector: Selector
+    api_level_target: int | None = None
     package_version_code: int = 0
     signer_digest: str = ""
 
@@ -56,7 +58,7 @@ class StoredObject(Struct, frozen=True, kw_only=True):
 
 
 class Published(Struct, frozen=True, kw_only=True):
-    """What a publish did. `new` is False when the same bytes were published before."""
+    """An installer in the catalogue. `new` is False unless this publish has brought it; `fits` is for people."""
 
     program: str
     title: str
@@ -67,7 +69,8 @@ class Published(Struct, frozen=True, kw_only=True):
     stored_size: int
     digest: str
     fits: str
-    new: bool
+    facts: InstallerFacts
+    new: bool = False
 
 
 class Owed(Struct, frozen=True, kw_only=True):

@@ -28,6 +28,7 @@ NAME: Final = 0x01010003
 MIN_SDK: Final = 0x0101020C
 VERSION_CODE: Final = 0x0101021B
 VERSION_NAME: Final = 0x0101021C
+TARGET_SDK: Final = 0x01010270
 MAX_SDK: Final = 0x01010271
 SMALL_SCREENS: Final = 0x01010284
 NORMAL_SCREENS: Final = 0x01010285
@@ -81,6 +82,7 @@ def read_facts(archive: Archive) -> InstallerFacts:
         release=version,
         kind="apk",
         selector=_selector(archive, elements),
+        api_level_target=_number(_uses_sdk(elements, TARGET_SDK)) or None,
         package_version_code=((_number(root.get(VERSION_CODE_MAJOR)) or 0) << 32) + code,
         signer_digest=signer_digest(archive),
     )
@@ -124,15 +126,17 @@ def _selector(archive: Archive, elements: tuple[axml.Element, ...]) -> Selector:
 
 
 def _api_levels(elements: tuple[axml.Element, ...]) -> tuple[int | None, int | None]:
-    uses_sdk = next((element for element in elements if (element.depth, element.name) == (2, "uses-sdk")), None)
-    if uses_sdk is None:
-        return None, None
-    minimum = uses_sdk.get(MIN_SDK)
+    minimum = _uses_sdk(elements, MIN_SDK)
     if isinstance(minimum, str) and not minimum.isdecimal():
         raise BadFileError(
             f"it is built for the preview platform {minimum!r}.", hint="Build it for a released API level."
         )
-    return _number(minimum) or None, _number(uses_sdk.get(MAX_SDK)) or None
+    return _number(minimum) or None, _number(_uses_sdk(elements, MAX_SDK)) or None
+
+
+def _uses_sdk(elements: tuple[axml.Element, ...], attribute: int) -> axml.Value:
+    found = (element for element in elements if (element.depth, element.name) == (2, "uses-sdk"))
+    return next((element.get(attribute) for element in found), None)
 
 
 def _features(elements: tuple[axml.Element, ...]) -> tuple[str, ...]:

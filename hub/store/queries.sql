@@ -74,6 +74,9 @@ VALUES (:digest, :size, :stored_size, :chunks, :now) ON CONFLICT DO NOTHING;
 -- name: add_program
 INSERT INTO programs (program_id, title, created_at) VALUES (:program_id, :title, :now) ON CONFLICT DO NOTHING;
 
+-- name: retitle_program
+UPDATE programs SET title = :title WHERE program_id = :program_id;
+
 -- name: add_release
 INSERT INTO releases (program_id, version, version_key, created_at)
 VALUES (:program_id, :version, :version_key, :now) ON CONFLICT DO NOTHING;
@@ -82,10 +85,8 @@ VALUES (:program_id, :version, :version_key, :now) ON CONFLICT DO NOTHING;
 SELECT * FROM installers WHERE digest = :digest;
 
 -- name: add_installer
-INSERT INTO installers (digest, program_id, version, kind, package_name, file_version, version_code, file_name, selector,
-    signer, size, created_at)
-VALUES (:digest, :program_id, :version, :kind, :package_name, :file_version, :version_code, :file_name, :selector,
-    :signer, :size, :now);
+INSERT INTO installers (digest, program_id, version, kind, package_name, file_version, file_name, facts, size, created_at)
+VALUES (:digest, :program_id, :version, :kind, :package_name, :file_version, :file_name, :facts, :size, :now);
 
 -- name: installers_of_program
 SELECT * FROM installers WHERE program_id = :program_id ORDER BY digest;
@@ -95,6 +96,11 @@ SELECT i.*, p.title, r.version_key, o.stored_size FROM installers i JOIN objects
 JOIN programs p ON p.program_id = i.program_id
 JOIN releases r ON r.program_id = i.program_id AND r.version = i.version
 ORDER BY i.program_id, r.version_key DESC, i.kind, i.file_name, i.digest;
+
+-- name: catalogue_entry
+SELECT i.*, p.title, o.stored_size FROM installers i
+JOIN objects o ON o.digest = i.digest JOIN programs p ON p.program_id = i.program_id
+WHERE i.digest = :digest;
 
 -- name: program
 SELECT program_id, title FROM programs WHERE program_id = :program_id;

@@ -54,10 +54,8 @@ CREATE TABLE installers (
     kind         TEXT NOT NULL,
     package_name TEXT NOT NULL,
     file_version TEXT NOT NULL,
-    version_code INTEGER NOT NULL,
     file_name    TEXT NOT NULL,
-    selector     BLOB NOT NULL,
-    signer       TEXT NOT NULL,
+    facts        BLOB NOT NULL,
     size         INTEGER NOT NULL,
     created_at   DOUBLE PRECISION NOT NULL,
     FOREIGN KEY (program_id, version) REFERENCES releases

@@ -165,6 +165,7 @@ def test_the_demonstration_apk_gives_its_facts() -> None:
         version="1.0.0",
         release="1.0.0",
         kind="apk",
+        api_level_target=34,
         package_version_code=1,
         signer_digest=facts.signer_digest,
         selector=Selector(
@@ -240,6 +241,7 @@ def test_aapt_reads_the_same_from_the_apk(path: Path) -> None:
     assert f"name='{facts.package_name}' versionCode='1' versionName='{facts.version}'" in badging
     assert f"application-label:'{facts.title}'" in badging
     assert f"sdkVersion:'{facts.selector.api_level_minimum}'" in badging
+    assert f"targetSdkVersion:'{facts.api_level_target}'" in badging
     features = re.findall(r"^ *uses-feature: name='([^']+)'", badging, re.MULTILINE)
     assert set(facts.selector.features_required) == set(features) - {"android.hardware.faketouch"}
 
@@ -630,11 +632,8 @@ def test_a_folder_a_pipe_and_a_missing_file_are_refused_at_once(tmp_path: Path) 
     refused(tmp_path / "a\0b")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
-def test_a_file_one_may_not_read_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "secret.deb"
-    path.touch(mode=0o000)
-    assert "cannot be read" in refused(path).message
+def test_a_file_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
+    assert "cannot be read" in refused(tmp_path / ("long" * 100 + ".deb")).message
 
 
 @pytest.mark.parametrize("start", [deb.SIGNATURE, zips.LOCAL_SIGNATURE])
