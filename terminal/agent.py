@@ -14,6 +14,7 @@ from protocol.device import DeviceInfo, InstallerKind
 from protocol.errors import BadDataError, BadFileError, LockstepError, UnavailableError
 from protocol.messages import AnyMessage, Request
 from terminal.connection import Connection, address_of, connected, login_of
+from terminal.dialling import show_url
 from terminal.installers import Runner
 from terminal.localsocket import LocalSocket
 from terminal.receiving import OnEvent, settle_interrupted
@@ -135,7 +136,7 @@ class Agent:
         self._remember(connection.welcome)
         self._on_event(
             "connected",
-            f"Connected to {self._identity.url} as {self._identity.name} ({self._identity.terminal}).",
+            f"Connected to {show_url(self._identity.url)} as {self._identity.name} ({self._identity.terminal}).",
         )
         waits = (asyncio.create_task(connection.link.ended()), asyncio.create_task(stop.wait()))
         try:

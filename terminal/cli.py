@@ -105,6 +105,7 @@ def login(
     The password is used once and not kept: afterwards this device proves itself with its own key.
     """
     from terminal.client import enrol
+    from terminal.dialling import show_url
 
     folder = place.folder()
     _refuse_other_login(folder, url, account, replace)
@@ -124,7 +125,9 @@ def login(
     )
     if device_file:
         _keep_device_file(device_file, folder)
-    place.show(_login_facts(identity), f"Logged in to {url} as {identity.name}, terminal {identity.terminal}.")
+    place.show(
+        _login_facts(identity), f"Logged in to {show_url(url)} as {identity.name}, terminal {identity.terminal}."
+    )
     return 0
 
 

@@ -55,6 +55,13 @@ def parse_address(url: str, *, insecure_lan: bool = False, ca_file: Path | None 
     return Address(url, host, port, _context(ca_file) if parts.scheme == "wss" else None)
 
 
+def show_url(url: str) -> str:
+    """Return `url` as people see it: one that carries everything in the clear over a network says so."""
+    parts = urlsplit(url)
+    in_the_clear = parts.scheme == "ws" and not _is_loopback((parts.hostname or "").lower())
+    return f"{url} (not encrypted)" if in_the_clear else url
+
+
 class HubSocket(ClientConnection):
     """A WebSocket that knows when it last heard any byte, on the loop's clock."""
 

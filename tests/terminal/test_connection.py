@@ -31,7 +31,7 @@ from terminal import session
 from terminal.agent import back_off, run_agent
 from terminal.client import enrol, open_client
 from terminal.connection import Connection, address_of, connected, login_of
-from terminal.dialling import parse_address
+from terminal.dialling import parse_address, show_url
 from terminal.link import error_of, unix_path
 from terminal.receiving import Receiving
 from terminal.state import Identity, StateFolder
@@ -112,6 +112,12 @@ def test_the_network_is_not_crossed_in_the_clear_unless_that_is_allowed() -> Non
     with pytest.raises(UsageError, match="--insecure-lan"):
         parse_address("ws://192.168.1.5:8765")
     assert parse_address("ws://192.168.1.5:8765", insecure_lan=True).host == "192.168.1.5"
+
+
+def test_a_url_in_the_clear_over_the_network_is_shown_as_not_encrypted() -> None:
+    assert show_url("ws://192.168.1.5:8765") == "ws://192.168.1.5:8765 (not encrypted)"
+    assert show_url("ws://127.0.0.1:8765") == "ws://127.0.0.1:8765"
+    assert show_url("wss://hub.example:8765") == "wss://hub.example:8765"
 
 
 def test_a_certificate_file_that_is_not_there_is_a_usage_error(tmp_path: Path) -> None:
