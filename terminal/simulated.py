@@ -326,7 +326,7 @@ class SimulatedDevice:
                 return
         await enrol(
             self.folder, url, account=account, password=password, name=self.name, device=self.device,
-            insecure_lan=insecure_lan, ca_file=ca_file,
+            insecure_lan=insecure_lan, ca_file=ca_file, socket_class=SimulatedSocket,
         )  # fmt: skip
 
     async def keep_connected(self, address: Address, gate: asyncio.Semaphore) -> None:
