@@ -1,0 +1,253 @@
+"""Who may import what: one reading order, no I/O in the protocol, two sides that never meet, one door per library.
+
+The three tables below are the design; reading the imports of every file with `ast` holds the code to them.
+"""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+ROOT: Final = Path(__file__).parent.parent
+PACKAGES: Final = ("protocol", "hub", "terminal")
+
+# A file imports only what stands above it. A folder stands for its files, which have an order of their own.
+ORDER: Final = (
+    "protocol",
+    "protocol.errors",
+    "protocol.limits",
+    "protocol.device",
+    "protocol.versions",
+    "protocol.matching",
+    "protocol.keys",
+    "protocol.messages",
+    "protocol.codec",
+    "protocol.chunks",
+    "protocol.transfer",
+    "protocol.conversation",
+    "protocol.life",
+    "protocol.liveness",
+    "protocol.vectors",
+    "hub",
+    "hub.records",
+    "hub.config",
+    "hub.store",
+    "hub.passwords",
+    "hub.accounts",
+    "hub.objects",
+    "hub.inspectors.zips",
+    "hub.inspectors.axml",
+    "hub.inspectors.resources",
+    "hub.inspectors.signer",
+    "hub.inspectors.apk",
+    "hub.inspectors.deb",
+    "hub.inspectors.wheel",
+    "hub.inspectors",
+    "hub.catalogue",
+    "hub.resolver",
+    "hub.pokes",
+    "hub.presence",
+    "hub.syncs",
+    "hub.session",
+    "hub.devices",
+    "hub.requests",
+    "hub.delivery",
+    "hub.server",
+    "hub.app",
+    "hub.admin",
+    "hub.demo",
+    "hub.demo.run",
+    "hub.cli",
+    "hub.__main__",
+    "terminal",
+    "terminal.devicelist",
+    "terminal.session",
+    "terminal.installers.tasks",
+    "terminal.installers.programs",
+    "terminal.installers.debarchive",
+    "terminal.installers.apk",
+    "terminal.installers.command",
+    "terminal.installers.deb",
+    "terminal.installers.wheel",
+    "terminal.installers",
+    "terminal.state",
+    "terminal.detection",
+    "terminal.targets",
+    "terminal.downloads",
+    "terminal.receiving",
+    "terminal.link",
+    "terminal.dialling",
+    "terminal.localsocket",
+    "terminal.connection",
+    "terminal.agent",
+    "terminal.client",
+    "terminal.simulated",
+    "terminal.tables",
+    "terminal.place",
+    "terminal.watching",
+    "terminal.simulator",
+    "terminal.cli",
+    "terminal.__main__",
+)
+
+# Which third-party library may be imported where; a folder allows all its files.
+LIBRARIES: Final[dict[str, tuple[str, ...]]] = {
+    "msgpack": ("protocol.codec",),
+    "lz4": ("protocol.chunks",),
+    "pyfastcdc": ("protocol.chunks",),
+    "cryptography": ("protocol.keys",),
+    "aiosqlite": ("hub.store",),
+    "argon2": ("hub.passwords",),
+    "websockets": (
+        "hub.server", "terminal.link", "terminal.dialling", "terminal.localsocket", "terminal.connection",
+        "terminal.client", "terminal.simulated",
+    ),
+    "click": ("hub.cli", "terminal.cli", "terminal.place", "terminal.simulator", "terminal.watching"),
+    "rich": ("terminal.tables", "terminal.place", "terminal.watching"),
+    "packaging": ("hub.inspectors", "terminal.installers"),
+    "uvloop": ("hub.cli", "terminal.cli"),
+    "msgspec": PACKAGES,
+}  # fmt: skip
+
+# Modules that read or write something outside the process, or its clock.
+INPUT_AND_OUTPUT: Final = frozenset({
+    "asyncio", "builtins", "fcntl", "ftplib", "glob", "http", "logging", "mmap", "multiprocessing", "os", "pathlib",
+    "pty", "select", "selectors", "shutil", "signal", "smtplib", "socket", "sqlite3", "ssl", "subprocess", "tempfile",
+    "threading", "time", "urllib", "datetime",
+})  # fmt: skip
+MAY_PRINT: Final = ("protocol.vectors",)
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def modules() -> dict[str, str]:
+    """Every module of the product and its text."""
+    files = [file for package in PACKAGES for file in (ROOT / package).rglob("*.py") if "sources" not in file.parts]
+    return {module_of(file): file.read_text() for file in files}
+
+
+def imports_of(text: str, known: frozenset[str]) -> Iterator[str]:
+    """Every module that a file imports, wherever the import stands; `from a import b` is `a.b` where that is one."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, "imports are absolute"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in known else node.module
+
+
+def misplaced(module: str, text: str, known: frozenset[str]) -> list[str]:
+    """Imports of this product's own modules that do not stand above `module`."""
+    own = [name for name in imports_of(text, known) if name.partition(".")[0] in PACKAGES]
+    return [name for name in own if ORDER.index(name) >= ORDER.index(module)]
+
+
+def crossing(module: str, text: str, known: frozenset[str]) -> list[str]:
+    """Imports by which the hub or the terminal, or the protocol, reaches into a side that is not its own."""
+    allowed = {module.partition(".")[0], "protocol"}
+    tops = {name.partition(".")[0] for name in imports_of(text, known)}
+    return sorted(tops & set(PACKAGES) - allowed)
+
+
+def foreign(module: str, text: str, known: frozenset[str]) -> list[str]:
+    """Third-party libraries that this module may not import."""
+    tops = {name.partition(".")[0] for name in imports_of(text, known)} - set(PACKAGES) - sys.stdlib_module_names
+    return sorted(top for top in tops if not is_allowed(top, module))
+
+
+def is_allowed(library: str, module: str) -> bool:
+    return any(module == place or module.startswith(f"{place}.") for place in LIBRARIES.get(library, ()))
+
+
+def impurities(module: str, text: str, known: frozenset[str]) -> list[str]:
+    """What does I/O or reads a clock in a module of the protocol."""
+    tops = {name.partition(".")[0] for name in imports_of(text, known)}
+    called = {
+        node.func.id
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+    found = (tops & INPUT_AND_OUTPUT) | (called & {"open", "print", "input"})
+    if "sys" in tops and module not in MAY_PRINT:
+        found.add("sys")
+    return sorted(found)
+
+
+MODULES: Final = modules()
+KNOWN: Final = frozenset(MODULES)
+
+
+def test_every_module_has_its_place_in_the_order_and_none_is_listed_that_is_not_there() -> None:
+    assert sorted(KNOWN - set(ORDER)) == []
+    assert sorted(set(ORDER) - KNOWN) == []
+
+
+@pytest.mark.parametrize("module", sorted(KNOWN))
+def test_a_module_imports_only_what_stands_above_it(module: str) -> None:
+    assert misplaced(module, MODULES[module], KNOWN) == []
+
+
+@pytest.mark.parametrize("module", sorted(KNOWN))
+def test_hub_and_terminal_never_import_each_other_and_the_protocol_neither(module: str) -> None:
+    assert crossing(module, MODULES[module], KNOWN) == []
+
+
+@pytest.mark.parametrize("module", sorted(KNOWN))
+def test_each_library_is_imported_only_behind_its_one_door(module: str) -> None:
+    assert foreign(module, MODULES[module], KNOWN) == []
+
+
+@pytest.mark.parametrize("module", sorted(name for name in KNOWN if name.startswith("protocol")))
+def test_the_protocol_does_no_input_or_output_and_reads_no_clock(module: str) -> None:
+    assert impurities(module, MODULES[module], KNOWN) == []
+
+
+def test_every_library_of_the_table_is_imported_somewhere() -> None:
+    used = {name.partition(".")[0] for text in MODULES.values() for name in imports_of(text, KNOWN)}
+    assert sorted(set(LIBRARIES) - used) == []
+
+
+# --- the checks themselves fail when they should --------------------------------------------------------------------
+
+
+def test_an_import_from_below_is_found_even_inside_a_function() -> None:
+    assert misplaced("hub.store", "def f():\n    from hub.server import HubServer", KNOWN) == ["hub.server"]
+    assert misplaced("protocol.errors", "import protocol.limits", KNOWN) == ["protocol.limits"]
+    assert misplaced("protocol.limits", "from protocol import errors, codec", KNOWN) == ["protocol.codec"]
+
+
+def test_a_module_that_imports_itself_or_closes_a_cycle_is_found() -> None:
+    assert misplaced("hub.store", "import hub.store", KNOWN) == ["hub.store"]
+
+
+def test_a_crossing_between_the_sides_is_found() -> None:
+    assert crossing("hub.server", "from terminal.session import Session", KNOWN) == ["terminal"]
+    assert crossing("protocol.keys", "import hub", KNOWN) == ["hub"]
+
+
+def test_a_library_behind_the_wrong_door_is_found() -> None:
+    assert foreign("hub.session", "import websockets.asyncio.server", KNOWN) == ["websockets"]
+    assert foreign("hub.storekeeper", "import aiosqlite", KNOWN) == ["aiosqlite"]
+    assert foreign("hub.store", "import aiosqlite, requests", KNOWN) == ["requests"]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("import os", ["os"]),
+        ("from time import monotonic", ["time"]),
+        ("open('x')", ["open"]),
+        ("import sys", ["sys"]),
+        ("def f():\n    import socket", ["socket"]),
+    ],
+)
+def test_input_and_output_in_the_protocol_is_found(text: str, found: list[str]) -> None:
+    assert impurities("protocol.codec", text, KNOWN) == found
