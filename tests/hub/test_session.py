@@ -1,6 +1,7 @@
 """The hub's session as a value: events in, actions out; no socket, no store, no clock."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Final
 
 import pytest
@@ -432,7 +433,7 @@ def test_an_initiator_is_told_at_most_twice_a_second_however_often_something_cha
                 reads.append(now)
                 feed(session, brain.ChangesRead(changes(step)), now=now)
     assert 15 <= len(reads) <= 21
-    assert all(second - first >= limits.SYNC_UPDATES_EVERY_SECONDS for first, second in zip(reads, reads[1:]))
+    assert all(second - first >= limits.SYNC_UPDATES_EVERY_SECONDS for first, second in pairwise(reads))
 
 
 def test_each_reading_goes_on_where_the_last_ended_and_what_is_left_is_read_without_a_poke() -> None:

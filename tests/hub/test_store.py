@@ -1,0 +1,161 @@
+"""The store: group commit, bodies that never mix, and what a kill, a full disk or a strange file do to it."""
+
+import asyncio
+import os
+import signal
+import sqlite3
+import sys
+from pathlib import Path
+
+import pytest
+
+from hub.store import Store, Transaction
+from protocol.errors import UnavailableError
+
+
+async def add(transaction: Transaction, name: str) -> None:
+    await transaction.rows("add_account", account_id=f"a-{name}", name=name, password_hash="x", now=1.0)
+
+
+async def names(store: Store) -> list[str]:
+    async def body(transaction: Transaction) -> list[str]:
+        return [row["name"] for row in await transaction.rows("accounts")]
+
+    return await store.transaction(body)
+
+
+async def test_a_body_that_fails_is_rolled_back_alone(tmp_path: Path) -> None:
+    store = await Store.open(tmp_path / "hub.db")
+
+    async def good(transaction: Transaction, name: str) -> str:
+        await add(transaction, name)
+        return name
+
+    async def bad(transaction: Transaction) -> str:
+        await add(transaction, "bad")
+        raise ValueError("mine")
+
+    results = await asyncio.gather(
+        store.transaction(lambda t: good(t, "first")),
+        store.transaction(bad),
+        store.transaction(lambda t: good(t, "second")),
+        return_exceptions=True,
+    )
+    assert [str(result) for result in results] == ["first", "mine", "second"]
+    assert isinstance(results[1], ValueError)
+    assert await names(store) == ["first", "second"]
+    await store.close()
+
+
+async def test_bodies_that_run_at_once_never_see_each_other_half_done(tmp_path: Path) -> None:
+    store = await Store.open(tmp_path / "hub.db")
+
+    async def two_steps(transaction: Transaction, number: int) -> int:
+        before = len(await transaction.rows("accounts"))
+        await add(transaction, f"{number}-one")
+        await asyncio.sleep(0)
+        await add(transaction, f"{number}-two")
+        return before
+
+    counts = await asyncio.gather(*(store.transaction(lambda t, n=n: two_steps(t, n)) for n in range(50)))  # type: ignore[misc]
+    assert counts == [2 * number for number in range(50)]
+    await store.close()
+
+
+async def test_a_caller_that_goes_away_harms_no_other_body_of_its_commit(tmp_path: Path) -> None:
+    store = await Store.open(tmp_path / "hub.db")
+    gone = asyncio.create_task(store.transaction(lambda t: add(t, "gone")))
+    stays = asyncio.create_task(store.transaction(lambda t: add(t, "stays")))
+    await asyncio.sleep(0)
+    gone.cancel()
+    await stays
+    assert "stays" in await names(store)
+    await store.close()
+
+
+async def test_a_newer_schema_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "hub.db"
+    await (await Store.open(path)).close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(UnavailableError, match="schema 99") as caught:
+        await Store.open(path)
+    assert "newer" in caught.value.hint
+
+
+async def test_a_file_that_is_no_database_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "hub.db"
+    path.write_bytes(b"these are somebody's notes\n" * 100)
+    before = path.read_bytes()
+    with pytest.raises(UnavailableError, match="cannot be used"):
+        await Store.open(path)
+    assert path.read_bytes() == before
+
+
+WRITER = """
+import asyncio, resource, sys
+from pathlib import Path
+from hub.store import Store
+from protocol.errors import UnavailableError
+
+async def main(path, limit):
+    store = await Store.open(Path(path))
+    if limit:
+        import signal
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    number = 0
+    while True:
+        name = f"{number}" + "x" * 500
+        async def body(transaction):
+            await transaction.rows("add_account", account_id=name, name=name, password_hash="x", now=1.0)
+        try:
+            await store.transaction(body)
+        except UnavailableError as error:
+            print("unavailable", error, flush=True)
+            break
+        print(number, flush=True)
+        number += 1
+    import os
+    os._exit(0)
+
+asyncio.run(main(sys.argv[1], int(sys.argv[2])))
+"""
+
+
+async def start_writer(path: Path, limit_bytes: int = 0) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-c", WRITER, str(path), str(limit_bytes), stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent.parent)},
+    )  # fmt: skip
+
+
+async def stored_numbers(path: Path) -> set[int]:
+    store = await Store.open(path)
+    found = {int(name.rstrip("x")) for name in await names(store)}
+    await store.close()
+    return found
+
+
+async def test_a_kill_right_after_an_acknowledgement_loses_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "hub.db"
+    writer = await start_writer(path)
+    assert writer.stdout is not None
+    async with asyncio.timeout(30):
+        for _ in range(25):
+            acknowledged = int(await writer.stdout.readline())
+        writer.send_signal(signal.SIGKILL)
+        await writer.wait()
+    assert await stored_numbers(path) >= set(range(acknowledged + 1))
+
+
+async def test_a_full_disk_is_unavailable_and_nothing_unwritten_was_acknowledged(tmp_path: Path) -> None:
+    path = tmp_path / "hub.db"
+    writer = await start_writer(path, limit_bytes=300_000)
+    async with asyncio.timeout(30):
+        output, _ = await writer.communicate()
+    *acknowledged, last = output.decode().splitlines()
+    assert last.startswith("unavailable The hub's database could not write")
+    assert acknowledged, "some went through before the disk was full"
+    assert await stored_numbers(path) == set(map(int, acknowledged))
