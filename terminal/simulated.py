@@ -36,6 +36,7 @@ from terminal.connection import Connection, login_of
 from terminal.dialling import Address, HubSocket, dial, parse_address
 from terminal.installers import Runner, RunnerSettings
 from terminal.installers.apk import SimulatedRunner
+from terminal.link import Listener
 from terminal.receiving import settle_interrupted
 from terminal.state import StateFolder
 
@@ -264,6 +265,7 @@ def _is_unasked_list(data: Data) -> bool:
 class SimulatedDevice:
     """One terminal. `client` asks over its one connection; `online` is set while there is one.
 
+    `listeners` get what comes unasked, from the first message of each connection that begins later.
     `cut_every_seconds` (0: never) is the mean time after which the connection is cut, by `chance`.
     """
 
@@ -285,6 +287,7 @@ class SimulatedDevice:
         self.logins = 0
         self.error: LockstepError | None = None
         self.keeps_devices = keeps_devices
+        self.listeners: list[Listener] = []
         self._chance = chance
         self._cut_every_seconds = cut_every_seconds
         self._socket: SimulatedSocket | None = None
@@ -386,7 +389,10 @@ class SimulatedDevice:
         self._socket = await dial(address, SimulatedSocket)
         self._socket.keeps_devices = self.keeps_devices
         opening = login_of(self.folder.identity(), address, self.device, receives=True)
-        return Connection(self._socket, address, opening, self.folder, self.runners, _say_nothing)
+        connection = Connection(self._socket, address, opening, self.folder, self.runners, _say_nothing)
+        for listener in self.listeners:
+            connection.link.listen(listener)
+        return connection
 
     async def _close(self, connection: Connection) -> None:
         await connection.close()

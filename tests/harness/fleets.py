@@ -127,14 +127,17 @@ class DeviceEvents:
     @classmethod
     @contextmanager
     def of(cls, device: SimulatedDevice) -> Iterator["DeviceEvents"]:
-        """Listen to `device` while the block runs, over the connection it has now."""
-        assert device.connection is not None
-        events, link = cls(), device.connection.link
-        link.listen(events)
+        """Listen to `device` while the block runs: over the connection it has now, and from the start of later ones."""
+        events = cls()
+        device.listeners.append(events)
+        if device.connection is not None:
+            device.connection.link.listen(events)
         try:
             yield events
         finally:
-            link.leave(events)
+            device.listeners.remove(events)
+            if device.connection is not None:
+                device.connection.link.leave(events)
 
     def put(self, message: AnyMessage) -> None:
         """Take a message."""
@@ -157,5 +160,15 @@ class DeviceEvents:
                 for row in self.rows:
                     if fits(row):
                         return row
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def done(self, sync: str, *, within_seconds: float = WAIT_SECONDS) -> SyncDone:
+        """Wait for the end of this sync, from the beginning of listening."""
+        async with asyncio.timeout(within_seconds):
+            while True:
+                for done in self.dones:
+                    if done.sync == sync:
+                        return done
                 self._changed.clear()
                 await self._changed.wait()

@@ -15,7 +15,7 @@ from hub.app import Hub, open_hub, serve_hub
 from hub.catalogue import PublishOptions
 from hub.config import Settings
 from hub.records import Published
-from hub.server import HubServer
+from hub.server import HubServer, TerminalSocket
 
 PASSWORD = "correct horse battery"
 START_SECONDS = 20.0
@@ -55,6 +55,12 @@ class RunningHub:
     async def stop(self) -> None:
         """Stop in good order."""
         await self._stack.aclose()
+
+    def socket_of(self, terminal: str) -> TerminalSocket:
+        """Return the hub's end of a terminal's connection."""
+        number = self.hub.presence.socket_of(terminal)
+        assert number is not None, f"{terminal} is not connected"
+        return self.server._services.sockets[number]
 
     async def add_account(self, name: str, password: str = PASSWORD) -> None:
         """Add an account."""
