@@ -58,6 +58,7 @@ ERRORS: Final[dict[str, type[LockstepError]]] = {
     "timeout": UnavailableError,
     "usage": UsageError,
     "conflict": ConflictError,
+    "name-taken": ConflictError,
     "no-installer": UsageError,
     "no-target": UsageError,
     "protocol-violation": ProtocolError,
