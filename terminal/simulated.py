@@ -289,7 +289,7 @@ class SimulatedDevice:
         self.keeps_devices = keeps_devices
         self.listeners: list[Listener] = []
         self._chance = chance
-        self._cut_every_seconds = cut_every_seconds
+        self.cut_every_seconds = cut_every_seconds
         self._socket: SimulatedSocket | None = None
         self._heard_bytes = 0
         settings = RunnerSettings(root="apps")
@@ -399,7 +399,7 @@ class SimulatedDevice:
         self._heard_bytes, self._socket = self.heard_bytes, None
 
     def _cut_after_seconds(self) -> float | None:
-        return self._chance.expovariate(1 / self._cut_every_seconds) if self._cut_every_seconds else None
+        return self._chance.expovariate(1 / self.cut_every_seconds) if self.cut_every_seconds else None
 
 
 def _say_nothing(_kind: str, _sentence: str) -> None:

@@ -132,8 +132,7 @@ async def _simulate(wishes: Wishes, place: Place) -> int:
     )
     stop = asyncio.Event()
     with stopped_by_signals(stop):
-        await _until_stopped(fleet, wishes, place, stop)
-    tally = fleet.tally()
+        tally = await _until_stopped(fleet, wishes, place, stop)
     errors = sorted({f"{device.name}: {device.error}" for device in fleet.devices if device.error})
     for error in errors:
         click.echo(printable(error), err=True)
@@ -141,8 +140,11 @@ async def _simulate(wishes: Wishes, place: Place) -> int:
     return ExitCode.FAILED if tally.failed or tally.refused else ExitCode.DONE
 
 
-async def _until_stopped(fleet: "Fleet", wishes: Wishes, place: Place, stop: asyncio.Event) -> None:
-    """Run the fleet and show how it stands until `stop`, the duration's end, or an enrolment that cannot be."""
+async def _until_stopped(fleet: "Fleet", wishes: Wishes, place: Place, stop: asyncio.Event) -> "Tally":
+    """Run the fleet and show how it stands until `stop` or the duration's end; return how it stood then.
+
+    Raises what an enrolment raises that cannot be.
+    """
     showing = asyncio.create_task(_show(fleet, place))
     living = asyncio.create_task(_live(fleet, wishes))
     stopped = asyncio.create_task(stop.wait())
@@ -150,7 +152,7 @@ async def _until_stopped(fleet: "Fleet", wishes: Wishes, place: Place, stop: asy
         await asyncio.wait((living, stopped), timeout=wishes.seconds, return_when=asyncio.FIRST_COMPLETED)
         if living.done():
             living.result()
-            await asyncio.wait((stopped,))
+        return fleet.tally()
     finally:
         for task in (living, stopped, showing):
             task.cancel()
@@ -159,7 +161,7 @@ async def _until_stopped(fleet: "Fleet", wishes: Wishes, place: Place, stop: asy
 
 
 async def _live(fleet: "Fleet", wishes: Wishes) -> None:
-    """Enrol, connect, and stay: devices that were all refused are nothing to wait for, everything else is."""
+    """Enrol, connect and stay, until cancelled."""
     await fleet.enrol(wishes.password, insecure_lan=wishes.insecure_lan, ca_file=wishes.ca_file)
     fleet.connect(insecure_lan=wishes.insecure_lan, ca_file=wishes.ca_file)
     await asyncio.Event().wait()
