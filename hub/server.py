@@ -104,11 +104,20 @@ class TerminalConnection(ServerConnection):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.liveness = Liveness(self.loop.time())
+        self.is_served = False
 
     def data_received(self, data: bytes) -> None:
         """Take bytes from the transport."""
         self.liveness.heard(self.loop.time())
         super().data_received(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The transport is closed. Half a handshake, which the library passes over in silence, gets its line here."""
+        if not self.is_served:
+            peer = self.remote_address
+            answer = f" (HTTP {self.response.status_code})" if self.response else ""
+            log.info("%s opened no WebSocket%s", f"{peer[0]}:{peer[1]}" if peer else "?", answer)
+        super().connection_lost(exc)
 
 
 class TerminalSocket:
@@ -543,6 +552,7 @@ class HubServer:
 
     async def _handle(self, connection: ServerConnection) -> None:
         assert isinstance(connection, TerminalConnection)
+        connection.is_served = True
         services = self._services
         services.sockets_before_login += 1
         self._next_number += 1
@@ -618,12 +628,12 @@ class _OneLine(logging.Filter):
             record.msg, record.args = "%s: %s", (record.getMessage(), record.exc_info[1])
             record.exc_info = None
             record.levelno, record.levelname = logging.INFO, "INFO"
-        return record.levelno > logging.INFO or bool(record.args)
+        return True
 
 
 def _quiet_logger() -> logging.Logger:
     logger = logging.getLogger("lockstep.hub.sockets")
     if not logger.filters:
         logger.addFilter(_OneLine())
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.WARNING)  # what is refused is told in one line by TerminalConnection
     return logger

@@ -1,0 +1,81 @@
+"""Accounts and terminals: enrolling twice is once, names stay apart, passwords are right or wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from protocol import keys
+from protocol.errors import ConflictError, RefusedError, UsageError
+from tests.hub.rooms import PASSWORD, PC, add_account, add_terminal, enrol_message, open_rooms
+
+
+async def test_a_password_is_right_or_wrong_and_nobody_has_none(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        account = await add_account(hub)
+        assert await hub.accounts.check_password("ada", PASSWORD) == account
+        assert await hub.accounts.check_password("ada", PASSWORD + "x") is None
+        assert await hub.accounts.check_password("nobody", PASSWORD) is None
+        assert await hub.accounts.check_password("nobody", PASSWORD) is None
+
+
+@pytest.mark.parametrize("name", ["", " ada", "a\nb", "x" * 65])
+async def test_an_account_name_is_one_printable_word_or_line(name: str, tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        with pytest.raises(UsageError, match="not an account name"):
+            await hub.accounts.add(name, PASSWORD)
+
+
+async def test_a_short_password_and_a_second_account_of_one_name_are_refused(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        await add_account(hub)
+        with pytest.raises(ConflictError, match="already"):
+            await hub.accounts.add("ada", PASSWORD)
+        with pytest.raises(UsageError, match="at least 8"):
+            await hub.accounts.add("eve", "seven77")
+
+
+async def test_the_same_device_key_in_the_same_account_is_the_same_terminal(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        ada, eve = await add_account(hub), await add_account(hub, "eve")
+        key = keys.SigningKey.generate()
+        first = await hub.accounts.enrol(ada, enrol_message("PC", key=key), "")
+        again = await hub.accounts.enrol(ada, enrol_message("Laptop", key=key), "")
+        other = await hub.accounts.enrol(eve, enrol_message("PC", key=key), "")
+        assert (again.terminal_id, again.name) == (first.terminal_id, "Laptop")
+        assert other.terminal_id != first.terminal_id
+
+
+async def test_two_devices_of_one_name_get_a_number_and_a_name_is_one_line(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        account = await add_account(hub)
+        names = [(await add_terminal(hub, account, name)).name for name in ("TV", "TV", "TV", "a\nb", "\t")]
+        assert names == ["TV", "TV-2", "TV-3", "a b", "device"]
+
+
+async def test_a_taken_name_is_refused_on_renaming(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        account = await add_account(hub)
+        await add_terminal(hub, account, "TV")
+        phone = await add_terminal(hub, account, "Phone")
+        with pytest.raises(ConflictError) as caught:
+            await hub.accounts.update(phone, "TV", None)
+        assert caught.value.code == "name-taken"
+        assert (await hub.accounts.update(phone, "Cell", None)).name == "Cell"
+
+
+async def test_an_account_takes_as_many_terminals_as_it_may_and_no_more(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path, terminals_per_account=2) as hub:
+        account = await add_account(hub)
+        await add_terminal(hub, account, "A")
+        await add_terminal(hub, account, "B")
+        with pytest.raises(RefusedError) as caught:
+            await add_terminal(hub, account, "C")
+        assert caught.value.code == "account-full"
+
+
+async def test_each_login_has_the_next_connection_number(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        terminal = await add_terminal(hub, await add_account(hub))
+        again = await hub.accounts.count_login(terminal.terminal_id, PC, "", receives=False)
+        assert again.connection == terminal.connection + 1
+        assert not again.receives

@@ -1,0 +1,59 @@
+"""Settings: defaults < file < environment < flags, and refusals that name what is wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from hub.config import is_loopback, load_settings, split_address
+from protocol.errors import UsageError
+
+
+def test_flags_win_over_the_environment_which_wins_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "hub.toml"
+    file.write_text('data = "file"\nlisten = "127.0.0.1:1"\nterminals_per_account = 7\n')
+    environment = {"LOCKSTEP_HUB_DATA": "environment", "LOCKSTEP_HUB_LISTEN": "127.0.0.1:2"}
+    settings = load_settings(file, {"listen": "127.0.0.1:3", "names": ()}, environment)
+    assert (settings.data, settings.address) == ("environment", ("127.0.0.1", 3))
+    assert settings.terminals_per_account == 7
+    assert settings.sockets_before_login == 256
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("listne = 'x'", "Did you mean listen"),
+        ("terminals_per_account = 0", "terminals_per_account"),
+        ("disk_reserve_bytes = 'much'", "disk_reserve_bytes"),
+        ("not toml", "not valid TOML"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_name(text: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "hub.toml"
+    file.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        load_settings(file, {}, {})
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:1", ":1", "192.0.2.1:1", "hub.example:1", "127.evil.example:1", "[::]:1"])
+def test_listening_off_this_machine_without_tls_has_to_be_said(listen: str) -> None:
+    with pytest.raises(UsageError, match="without TLS"):
+        load_settings(None, {"listen": listen}, {})
+    assert load_settings(None, {"listen": listen, "insecure_lan": True}, {}).listen == listen
+    assert load_settings(None, {"listen": listen, "tls_cert": "c", "tls_key": "k"}, {}).encrypted
+
+
+def test_a_certificate_without_its_key_is_refused() -> None:
+    with pytest.raises(UsageError, match="both"):
+        load_settings(None, {"tls_cert": "c"}, {})
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1", "127.0.0.1:", "127.0.0.1:65536", "127.0.0.1:-1", "x:y"])
+def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="HOST:PORT"):
+        split_address(text)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_loopback_is_recognised(host: str) -> None:
+    assert is_loopback(host)
