@@ -35,7 +35,9 @@ PC: Final = DeviceInfo(
 
 
 @asynccontextmanager
-async def hub_with(size: int, kinds: Iterable[InstallerKind] = ("deb",)) -> AsyncIterator[tuple[HubProcess, Path, str]]:
+async def hub_with(
+    size: int, kinds: Iterable[InstallerKind] = ("deb",), names: tuple[str, ...] = ()
+) -> AsyncIterator[tuple[HubProcess, Path, str]]:
     """Run a hub that has published one program; yield it, a folder, and the digest of the last installer."""
     with tempfile.TemporaryDirectory(prefix="lockstep-figures-") as temporary:
         folder = Path(temporary)
@@ -46,7 +48,7 @@ async def hub_with(size: int, kinds: Iterable[InstallerKind] = ("deb",)) -> Asyn
                 file = make_installer(folder, kind, size=size)
                 digest = (await prepared.publish(file, program="hello")).digest
                 file.unlink()
-        async with HubProcess(folder / "hub") as hub:
+        async with HubProcess(folder / "hub", names=names) as hub:
             yield hub, folder, digest
 
 
@@ -139,8 +141,8 @@ async def _memory(size_mib: int, targets: int) -> tuple[object, ...]:
 class SlowLink:
     """A proxy with small buffers that lets 1 Mbit/s through each way. `url` is where terminals dial."""
 
-    def __init__(self, hub_port: int) -> None:
-        self._hub_port = hub_port
+    def __init__(self) -> None:
+        self.hub_port = 0
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.connections = 0
@@ -164,7 +166,7 @@ class SlowLink:
         self.connections += 1
         dialling = _small(socket.socket())
         dialling.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(dialling, ("127.0.0.1", self._hub_port))
+        await asyncio.get_running_loop().sock_connect(dialling, ("127.0.0.1", self.hub_port))
         hub_reader, hub_writer = await asyncio.open_connection(sock=dialling, limit=LINK_BUFFER_BYTES)
         for work in (_forward(reader, hub_writer), _forward(hub_reader, writer)):
             task = asyncio.create_task(work)
@@ -192,7 +194,8 @@ async def _forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 
 async def slow() -> None:
     """A terminal behind 1 Mbit/s receives 24 MB for three minutes; the connection has to hold."""
-    async with hub_with(24_000_000) as (hub, folder, _), SlowLink(int(hub.url.rpartition(":")[2])) as link:
+    async with SlowLink() as link, hub_with(24_000_000, names=(link.url.removeprefix("ws://"),)) as (hub, folder, _):
+        link.hub_port = int(hub.url.rpartition(":")[2])
         made = [("Near", PC)]
         async with (
             devices(hub, "bench", made, folder=folder / "near") as near,

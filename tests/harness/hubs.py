@@ -5,7 +5,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -84,10 +84,14 @@ async def running_hub(tmp_path: Path, **settings: Any) -> AsyncIterator[RunningH
 
 
 class HubProcess:
-    """A hub as a process of its own on the data of `folder`; a context manager that stops it."""
+    """A hub as a process of its own on the data of `folder`; a context manager that stops it.
 
-    def __init__(self, folder: Path) -> None:
+    `names` are further "HOST:PORT" by which it is dialled.
+    """
+
+    def __init__(self, folder: Path, *, names: Sequence[str] = ()) -> None:
         self._folder = folder
+        self._names = [option for name in names for option in ("--name", name)]
         self._process: asyncio.subprocess.Process | None = None
         self._port = 0
 
@@ -108,7 +112,7 @@ class HubProcess:
         with log:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "hub", "serve",
-                "--data", str(self._folder), "--listen", f"127.0.0.1:{self._port}",
+                "--data", str(self._folder), "--listen", f"127.0.0.1:{self._port}", *self._names,
                 stdout=asyncio.subprocess.PIPE, stderr=log,
                 env={**os.environ, "LOCKSTEP_HUB_DISK_RESERVE_BYTES": "0"},
             )  # fmt: skip
