@@ -14,6 +14,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.typing import Subprotocol
 
 from protocol import codec, keys, limits, messages
+from protocol.device import DeviceInfo
 from protocol.messages import Message
 from tests.harness.fleets import until
 from tests.harness.hubs import RunningHub, running_hub
@@ -389,14 +390,14 @@ async def test_an_initiator_of_many_open_syncs_can_log_in_and_learns_of_all_of_t
                 await first.hear(messages.SyncAccepted)
         async with raw_terminal(hub, like=first) as again, asyncio.timeout(30):
             await again.login(receives=False)
-            told = set()
+            told: set[str] = set()
             while len(told) < many:
                 told.add((await again.hear(messages.SyncUpdate)).sync)
 
 
 def test_the_longest_login_fits_what_may_be_sent_before_it() -> None:
     text = "ü" * limits.NAME_CHARACTERS
-    device = messages.DeviceInfo(model=text, model_code=text, os_version=text, features=(text,) * 16)
+    device = DeviceInfo(model=text, model_code=text, os_version=text, features=(text,) * 16)
     enrol = messages.Enrol(
         account=text, password="ü" * limits.TEXT_CHARACTERS, name=text, device=device, device_key=bytes(32),
         sealing_key=bytes(32), host="h" * 255, port=65_535, signature=keys.SigningKey.generate().sign(b""),
