@@ -1,0 +1,76 @@
+"""Publishing: what goes in, what is refused, and that a refusal changes nothing."""
+
+import asyncio
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hub.app import Hub
+from hub.catalogue import PublishOptions
+from protocol.device import InstallerKind
+from protocol.errors import BadFileError, ConflictError
+from tests.harness.installers import make_installer
+from tests.hub.rooms import open_rooms
+
+
+async def contents(hub: Hub) -> tuple[object, dict[str, str]]:
+    """The catalogue, and every file of the object folder with its digest."""
+    folder = hub.settings.data_folder / "objects"
+    files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
+    return await hub.catalogue.listing(), files
+
+
+def options(program: str = "", **given: Any) -> PublishOptions:
+    return PublishOptions(program=program, given=given)
+
+
+@pytest.mark.parametrize(("kind", "program"), [("deb", "hello"), ("wheel", "hello"), ("apk", "org.example.hello")])
+async def test_each_kind_of_installer_is_published_under_its_own_name(
+    kind: InstallerKind, program: str, tmp_path: Path
+) -> None:
+    async with open_rooms(tmp_path) as hub:
+        path = make_installer(tmp_path, kind)
+        published = await hub.catalogue.publish(path, options())
+        assert (published.program, published.version, published.kind, published.new) == (program, "1.0", kind, True)
+        assert published.digest == hashlib.sha256(path.read_bytes()).hexdigest()
+        [row] = await hub.catalogue.listing()
+        assert (row.program, row.size, row.file_name) == (program, path.stat().st_size, path.name)
+
+
+async def test_the_same_bytes_twice_are_published_once_even_at_the_same_time(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        path = make_installer(tmp_path, "deb")
+        both = await asyncio.gather(*(hub.catalogue.publish(path, options()) for _ in range(2)))
+        assert sorted(published.new for published in both) == [False, True]
+        assert len(await hub.catalogue.listing()) == 1
+
+
+async def test_a_damaged_file_changes_neither_the_database_nor_the_object_folder(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        await hub.catalogue.publish(make_installer(tmp_path, "deb"), options())
+        before = await contents(hub)
+        for kind in ("deb", "wheel", "apk"):
+            sound = make_installer(tmp_path, kind, "other").read_bytes()
+            for damaged in (sound[: len(sound) // 2], b"", b"\0" * 1_000):
+                path = tmp_path / "damaged"
+                path.write_bytes(damaged)
+                with pytest.raises(BadFileError, match="damaged"):
+                    await hub.catalogue.publish(path, options())
+        assert await contents(hub) == before
+
+
+async def test_what_contradicts_the_header_or_an_earlier_publish_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        path = make_installer(tmp_path, "deb", architecture="arm64")
+        with pytest.raises(ConflictError, match="arm64"):
+            await hub.catalogue.publish(path, options(architectures=["x86_64"]))
+        assert await contents(hub) == ([], {})
+        await hub.catalogue.publish(path, options())
+        before = await contents(hub)
+        with pytest.raises(ConflictError, match="'hello', not 'else'"):
+            await hub.catalogue.publish(path, options("else"))
+        with pytest.raises(ConflictError, match="other devices"):
+            await hub.catalogue.publish(path, options(form_factors=["car"]))
+        assert await contents(hub) == before
