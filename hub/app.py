@@ -17,9 +17,10 @@ from hub.objects import Objects
 from hub.passwords import Passwords
 from hub.pokes import Pokes
 from hub.presence import Presence
-from hub.server import HubServer, Services
+from hub.server import HubServer
 from hub.store import Store
 from hub.syncs import Syncs
+from hub.terminalsocket import Services
 from protocol import limits
 from protocol.errors import BadFileError, RefusedError, UnavailableError
 from protocol.keys import SigningKey

@@ -55,6 +55,7 @@ ORDER: Final = (
     "hub.devices",
     "hub.requests",
     "hub.delivery",
+    "hub.terminalsocket",
     "hub.server",
     "hub.app",
     "hub.admin",
@@ -102,7 +103,8 @@ LIBRARIES: Final[dict[str, tuple[str, ...]]] = {
     "aiosqlite": ("hub.store",),
     "argon2": ("hub.passwords",),
     "websockets": (
-        "hub.server", "terminal.link", "terminal.dialling", "terminal.localsocket", "terminal.connection",
+        "hub.terminalsocket", "hub.server",
+        "terminal.link", "terminal.dialling", "terminal.localsocket", "terminal.connection",
         "terminal.client", "terminal.simulated",
     ),
     "click": ("hub.cli", "terminal.cli", "terminal.place", "terminal.simulator", "terminal.watching"),

@@ -15,7 +15,8 @@ from hub.app import Hub, open_hub, serve_hub
 from hub.catalogue import PublishOptions
 from hub.config import Settings
 from hub.records import Published
-from hub.server import HubServer, TerminalSocket
+from hub.server import HubServer
+from hub.terminalsocket import TerminalSocket
 
 PASSWORD = "correct horse battery"
 START_SECONDS = 20.0

@@ -1,0 +1,484 @@
+"""One terminal's socket: a reader, a session and a pulling writer; performs the session's actions.
+
+The reader never waits for the writer, and nothing that performs an action does either: what is to be sent is queued in
+the outbox (bounded: past it the socket is cut and what it is owed stays in the database), and the one writer of a
+socket pulls from there: control messages first, then what changed in the device list, then the next frame.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from typing import Any, Final
+
+from websockets.asyncio.server import ServerConnection
+from websockets.exceptions import ConnectionClosed
+
+from hub import session as brain
+from hub.accounts import Accounts, device_row
+from hub.config import Settings
+from hub.delivery import Delivery
+from hub.devices import DeviceLists
+from hub.objects import Objects
+from hub.pokes import Pokes
+from hub.presence import Presence
+from hub.records import Owed, Terminal
+from hub.requests import Requests
+from hub.syncs import SYNCS_TOLD_AT_ONCE, Syncs
+from protocol import codec, limits, messages
+from protocol.errors import BadDataError, LockstepError, ProtocolError, UnavailableError
+from protocol.keys import SigningKey
+from protocol.life import State
+from protocol.liveness import Liveness
+from protocol.messages import Message, TargetRow
+
+log: Final = logging.getLogger("lockstep.hub")
+
+CLOSE_TOO_SLOW: Final = 4002
+CLOSE_SECONDS: Final = 2.0
+# What ends a transfer in a report, and the close codes the library itself sends (RFC 6455 section 7.4.1).
+_ENDS_TRANSFER: Final = frozenset({State.DONE, State.FAILED})
+_LIBRARY_CLOSES: Final = frozenset({1002, 1007, 1009})
+
+
+class Services:
+    """What the sockets of one hub share."""
+
+    def __init__(
+        self, settings: Settings, hub_key: SigningKey, accounts: Accounts, syncs: Syncs, objects: Objects, pokes: Pokes,
+        presence: Presence,
+    ) -> None:  # fmt: skip
+        self.settings = settings
+        self.hub_key = hub_key
+        self.accounts = accounts
+        self.syncs = syncs
+        self.objects = objects
+        self.pokes = pokes
+        self.presence = presence
+        self.requests = Requests(accounts, syncs, presence)
+        self.devices = DeviceLists(presence)
+        self.sockets: dict[int, TerminalSocket] = {}
+        self.sockets_before_login = 0
+        self.frames_in_flight = asyncio.Semaphore(max(1, settings.bytes_in_flight // limits.FRAME_BYTES))
+        self._progress: dict[str, dict[str, tuple[str, TargetRow]]] = {}
+
+    def note_progress(self, delivery: Delivery) -> None:
+        """Keep how far a transfer is, for its initiator; the latest value wins."""
+        owed = delivery.owed
+        changed = self._progress.setdefault(owed.initiator, {})
+        if not changed:
+            self.pokes.poke("asked", owed.initiator)
+        changed[owed.delivery] = (owed.sync, delivery.row(owed.row))
+
+    def forget_progress(self, owed: Owed) -> None:
+        """A transfer is over: what was kept of it is old."""
+        self._progress.get(owed.initiator, {}).pop(owed.delivery, None)
+
+    def take_progress(self, initiator: str) -> list[tuple[str, TargetRow]]:
+        """Return (sync, row) of transfers that got on since the last call; what is too much for one turn stays."""
+        waiting = self._progress.get(initiator, {})
+        syncs: set[str] = set()
+        taken = []
+        for delivery, (sync, row) in list(waiting.items()):
+            if sync in syncs or len(syncs) < SYNCS_TOLD_AT_ONCE:
+                syncs.add(sync)
+                taken.append((sync, row))
+                del waiting[delivery]
+        if waiting:
+            self.pokes.poke("asked", initiator)
+        else:
+            self._progress.pop(initiator, None)
+        return taken
+
+
+class _EndedError(Exception):
+    """Ends the tasks of one socket together: a task group ends only by an exception."""
+
+
+class TerminalConnection(ServerConnection):
+    """A websockets connection that tells when any byte was heard."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.liveness = Liveness(self.loop.time())
+        self.is_served = False
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes from the transport."""
+        self.liveness.heard(self.loop.time())
+        super().data_received(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The transport is closed. Half a handshake, which the library passes over in silence, gets its line here."""
+        if not self.is_served:
+            peer = self.remote_address
+            answer = f" (HTTP {self.response.status_code})" if self.response else ""
+            log.info("%s opened no WebSocket%s", f"{peer[0]}:{peer[1]}" if peer else "?", answer)
+        super().connection_lost(exc)
+
+
+class TerminalSocket:
+    """One live socket."""
+
+    def __init__(self, services: Services, connection: TerminalConnection, number: int, names: frozenset[str]) -> None:
+        self.number = number
+        self.devices_revision = 0
+        self._services = services
+        self._connection = connection
+        self._loop = asyncio.get_running_loop()
+        self._session = brain.Session(services.hub_key, names, self._loop.time())
+        self._inbox: asyncio.Queue[brain.Event] = asyncio.Queue()
+        self._inbox_room = asyncio.Semaphore(limits.INBOUND_MESSAGES)
+        self._told: set[type[brain.Event]] = set()
+        self._outbox: deque[bytes] = deque()
+        self._wake = asyncio.Event()
+        self._devices_changed = False
+        self._ping_due = False
+        self._closing: brain.Close | None = None
+        self._delivery: Delivery | None = None
+        peer = connection.remote_address
+        self.address = f"{peer[0]}:{peer[1]}" if peer else "?"
+
+    @property
+    def terminal(self) -> Terminal | None:
+        """The terminal that is logged in here, or None before that."""
+        return self._session.terminal
+
+    def tell(self, event: brain.Owing | brain.Changed | brain.Replaced | brain.Stopping) -> None:
+        """Pass the session an event from elsewhere; one that waits already is not queued twice."""
+        if type(event) not in self._told:
+            self._told.add(type(event))
+            self._inbox.put_nowait(event)
+
+    def devices_changed(self) -> None:
+        """Send what changed in the device list when the writer is free."""
+        self._devices_changed = True
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Serve the socket until it ends."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for work in (self._read(), self._think(), self._write(), self._watch()):
+                    group.create_task(work)
+        except* _EndedError:
+            pass
+        except* ConnectionClosed as errors:
+            self._log_library_close(errors)
+        except* Exception as errors:
+            log.exception("internal error on the socket of %s", self, exc_info=errors)
+        finally:
+            self._connection.transport.abort()
+            await self._leave()
+
+    def __str__(self) -> str:
+        return f"{self.terminal.name} ({self.terminal.terminal_id})" if self.terminal else self.address
+
+    # --- the four tasks -------------------------------------------------------------------------------------------
+
+    async def _read(self) -> None:
+        while True:
+            data = await self._connection.recv()
+            await self._inbox_room.acquire()
+            try:
+                self._inbox.put_nowait(brain.Received(codec.decode(data)))
+            except ProtocolError as error:
+                self._inbox.put_nowait(brain.Broken(error.code, error.message))
+
+    async def _think(self) -> None:
+        while True:
+            event = await self._next_event()
+            if isinstance(event, (brain.Received, brain.Broken)):
+                self._inbox_room.release()
+            self._told.discard(type(event))
+            events: deque[brain.Event] = deque([event])
+            while events:
+                for action in self._session.handle(events.popleft(), self._loop.time()):
+                    result = await self._perform_or_fail(action)
+                    if result is not None:
+                        events.append(result)
+
+    async def _next_event(self) -> brain.Event:
+        deadline = self._session.deadline
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await self._inbox.get()
+        except TimeoutError:
+            return brain.Ticked()
+
+    async def _write(self) -> None:
+        while True:
+            self._wake.clear()
+            if self._ping_due:
+                self._ping_due = False
+                await self._send_within(self._connection.ping())
+            elif self._outbox:
+                await self._send_within(self._connection.send(self._outbox.popleft()))
+            elif self._closing is not None:
+                await self._close(self._closing)
+            elif self._devices_changed and self._session.is_open:
+                self._devices_changed = False
+                self.devices_revision = self._services.devices.changes(self)
+            elif not await self._write_frame():
+                await self._wake.wait()
+
+    async def _write_frame(self) -> bool:
+        """Send the next page or frame of the running transfer; return whether there was one."""
+        if self._delivery is None:
+            return False
+        async with self._services.frames_in_flight:
+            delivery = self._delivery
+            if delivery is None:  # stopped while this socket waited for its turn
+                return False
+            try:
+                data = delivery.next_message(self._loop.time())
+            except BadDataError as error:
+                self._break_transfer(delivery, error)
+                return True
+            if data is None:
+                return False
+            await self._send_within(self._connection.send(data))
+        return True
+
+    def _break_transfer(self, delivery: Delivery, error: BadDataError) -> None:
+        log.error("%s", error)
+        self._stop_transfer()
+        self._inbox.put_nowait(brain.TransferBroken(delivery.owed.delivery, error.code, error.message))
+
+    async def _send_within(self, sending: Any) -> None:
+        try:
+            async with asyncio.timeout(limits.SEND_SECONDS):
+                await sending
+        except TimeoutError:
+            log.info("%s took nothing for %g s and was cut", self, limits.SEND_SECONDS)
+            raise _EndedError from None
+
+    async def _close(self, close: brain.Close) -> None:
+        await self._connection.close(close.code, close.reason)  # waits for the answer at most CLOSE_SECONDS
+        raise _EndedError
+
+    async def _watch(self) -> None:
+        liveness = self._connection.liveness
+        while True:
+            await asyncio.sleep(max(0.0, liveness.deadline - self._loop.time()))
+            due = liveness.due(self._loop.time())
+            if due == "dead":
+                log.info("%s was not heard of for %g s and was cut", self, limits.HEARD_WITHIN_SECONDS)
+                raise _EndedError
+            if due == "ping":
+                self._ping_due = True
+                self._wake.set()
+
+    # --- performing actions ---------------------------------------------------------------------------------------
+
+    async def _perform_or_fail(self, action: brain.Action) -> brain.Event | None:
+        try:
+            return await self._perform(action)
+        except UnavailableError as error:  # a full disk: one line here, and the terminal comes again later
+            log.error("%s: %s", self, error)
+            return brain.Failed(error.code, error.message, error.hint)
+
+    async def _perform(self, action: brain.Action) -> brain.Event | None:
+        match action:
+            case brain.Send(message):
+                self.queue(codec.encode(message))
+            case brain.Close():
+                self._log_close(action)
+                self._closing = action
+                self._wake.set()
+            case brain.CheckPassword() | brain.FindTerminal() | brain.Enrol() | brain.Admit():
+                return await self._open(action)
+            case brain.SendDevices(request):
+                assert self.terminal is not None
+                self.devices_revision = self._services.devices.whole_list(self, self.terminal.account_id, request)
+            case brain.Answer(request):
+                return brain.Answered(await self._answer(request))
+            case brain.ReadChanges(since):
+                return await self._read_changes(since)
+            case brain.NoteSync(sync):
+                await self._services.syncs.note(self._me.terminal_id, sync)
+            case _:
+                return await self._deliver(action)
+        return None
+
+    def queue(self, data: bytes) -> None:
+        """Queue a control message. A socket whose queue is full is too slow and is cut."""
+        if self._closing is not None:
+            return  # or a terminal that goes on asking would put its own end off, and fill the memory
+        self._outbox.append(data)
+        self._wake.set()
+        if len(self._outbox) > limits.OUTBOUND_CONTROL_MESSAGES:
+            self._outbox.clear()
+            self._closing = brain.Close(CLOSE_TOO_SLOW, "too slow: more than 64 messages were waiting")
+            self._log_close(self._closing)
+
+    async def _open(self, action: brain.CheckPassword | brain.FindTerminal | brain.Enrol | brain.Admit) -> brain.Event:
+        accounts = self._services.accounts
+        try:
+            match action:
+                case brain.CheckPassword(account, password):
+                    return brain.PasswordChecked(await accounts.check_password(account, password))
+                case brain.FindTerminal(terminal):
+                    return brain.TerminalFound(await accounts.find(terminal))
+                case brain.Enrol(account_id, request):
+                    return brain.TerminalFound(await accounts.enrol(account_id, request, self.address))
+                case brain.Admit():
+                    return brain.Admitted(await self._admit(action))
+        except LockstepError as error:
+            return brain.Failed(error.code, error.message, error.hint)
+
+    async def _admit(self, admit: brain.Admit) -> Terminal:
+        services = self._services
+        # The list is loaded first, so that nothing comes between counting and joining: two logins of one terminal join
+        # in the order in which they were counted.
+        await services.devices.load(admit.terminal.account_id, services.accounts)
+        try:
+            terminal = await services.accounts.count_login(
+                admit.terminal.terminal_id, admit.device, self.address, receives=admit.receives
+            )
+        except asyncio.CancelledError:
+            # The login counts all the same, so nothing the older socket says would: it must not linger.
+            self._replace(services.presence.socket_of(admit.terminal.terminal_id))
+            raise
+        self._replace(
+            services.presence.join(terminal.account_id, device_row(terminal, online=admit.receives), self.number)
+        )
+        services.sockets_before_login -= 1
+        self._connection.protocol.max_message_size = limits.MESSAGE_BYTES
+        log.info(
+            "%s (%s) of %s connected from %s%s",
+            terminal.name, terminal.terminal_id, terminal.account_name, self.address,
+            "" if admit.receives else ", not receiving",
+        )  # fmt: skip
+        return terminal
+
+    def _replace(self, older: int | None) -> None:
+        if older is not None and older in self._services.sockets:
+            self._services.sockets[older].tell(brain.Replaced())
+
+    async def _answer(self, request: Message) -> tuple[Message, ...]:
+        try:
+            answer, renamed = await self._services.requests.answer(self._me, request)
+        except LockstepError as error:
+            near = tuple(name[: limits.TEXT_CHARACTERS] for name in getattr(error, "near", ()))
+            return (
+                messages.Error(
+                    code=error.code,
+                    message=error.message[: limits.TEXT_CHARACTERS],
+                    hint=error.hint[: limits.TEXT_CHARACTERS],
+                    near=near,
+                    re=getattr(request, "id", 0),
+                ),
+            )
+        if renamed is not None:
+            self._session.terminal = renamed
+        return answer
+
+    async def _deliver(self, action: brain.Action) -> brain.Event | None:
+        syncs, me = self._services.syncs, self._me
+        match action:
+            case brain.SaveInventory(inventory):
+                await syncs.save_inventory(me.terminal_id, me.connection, inventory)
+                return brain.InventorySaved()
+            case brain.Claim():
+                return brain.Claimed(await syncs.claim(me.terminal_id, me.connection))
+            case brain.CheckLive(delivery):
+                return brain.LiveChecked(delivery, await syncs.is_live(delivery, me.terminal_id))
+            case brain.Report(state):
+                sent = self._sent_bytes(state.delivery) if state.state in _ENDS_TRANSFER else 0
+                running = self._delivery
+                if running and running.owed.delivery == state.delivery and state.state != State.DOWNLOADING:
+                    self._services.forget_progress(running.owed)
+                return brain.Reported(state, await syncs.report(me.terminal_id, me.connection, state, sent=sent))
+            case brain.StartTransfer(owed):
+                return self._start_transfer(owed)
+            case brain.StopTransfer():
+                self._stop_transfer()
+            case brain.FeedWant(want):
+                return self._feed_want(want)
+            case brain.FeedProgress(progress):
+                return self._feed_progress(progress)
+        return None
+
+    def _start_transfer(self, owed: Owed) -> brain.Event | None:
+        try:
+            self._delivery = Delivery(owed, self._services.objects.open(owed.digest))
+        except LockstepError as error:
+            log.error("%s", error)
+            return brain.TransferBroken(owed.delivery, error.code, error.message)
+        self.queue(codec.encode(self._delivery.offer()))
+        return None
+
+    def _feed_want(self, want: messages.Want) -> brain.Event | None:
+        if self._delivery is None:
+            return None
+        try:
+            self._delivery.want(want)
+        except ProtocolError as error:
+            return brain.Broken(error.code, error.message)
+        self._wake.set()
+        return None
+
+    def _feed_progress(self, progress: messages.Progress) -> brain.Event | None:
+        if self._delivery is None:
+            return None
+        try:
+            self._delivery.progress(progress, self._loop.time())
+        except ProtocolError as error:
+            return brain.Broken(error.code, error.message)
+        self._services.note_progress(self._delivery)
+        self._wake.set()
+        return None
+
+    def _stop_transfer(self) -> None:
+        if self._delivery is not None:
+            self._services.forget_progress(self._delivery.owed)
+            self._delivery = None
+
+    def _sent_bytes(self, delivery: str) -> int:
+        running = self._delivery
+        return running.sent_bytes if running and running.owed.delivery == delivery else 0
+
+    async def _read_changes(self, since: int) -> brain.Event:
+        changes = await self._services.syncs.changes(self._me.terminal_id, since)
+        told = {row.delivery for rows in changes.targets.values() for row in rows}
+        for sync, row in self._services.take_progress(self._me.terminal_id):
+            if row.delivery not in told:
+                changes.targets.setdefault(sync, []).append(row)
+        return brain.ChangesRead(changes)
+
+    @property
+    def _me(self) -> Terminal:
+        assert self.terminal is not None, "only a terminal that is logged in gets here"
+        return self.terminal
+
+    async def _leave(self) -> None:
+        services = self._services
+        if self.terminal is None:
+            services.sockets_before_login -= 1
+            return
+        me = self._me
+        sent = {self._delivery.owed.delivery: self._delivery.sent_bytes} if self._delivery else {}
+        self._stop_transfer()
+        # Presence first: it must not show a terminal as there for ever because the database could not write.
+        newest = services.presence.leave(
+            me.account_id, me.terminal_id, self.number, now=self._loop.time(), last_seen=time.time()
+        )
+        try:
+            await services.accounts.seen(me.terminal_id)
+            if newest:
+                await services.syncs.terminal_left(me.terminal_id, me.connection, sent)
+        except UnavailableError as error:
+            log.error("%s", error)  # the next start puts back what was under way
+        log.info("%s disconnected", self)
+
+    def _log_library_close(self, errors: BaseExceptionGroup[ConnectionClosed]) -> None:
+        """Say it when the library itself ended the socket: a message too large, text that is not UTF-8, a bad frame."""
+        for error in errors.exceptions:
+            if isinstance(error, ConnectionClosed) and error.sent and error.sent.code in _LIBRARY_CLOSES:
+                log.info("%s is closed: %d %s", self, error.sent.code, error.sent.reason)
+                return
+
+    def _log_close(self, close: brain.Close) -> None:
+        if close.code != brain.CLOSE_STOPPING:
+            log.info("%s is closed: %d %s", self, close.code, close.reason or "not a valid opening")
