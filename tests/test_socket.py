@@ -310,33 +310,6 @@ async def test_a_newer_login_replaces_the_older_socket(tmp_path: Path, caplog: L
             assert (await newer.hear(messages.HistoryResult)).re == 4
 
 
-async def test_a_login_that_breaks_while_it_is_counted_still_replaces_the_older_socket(tmp_path: Path) -> None:
-    """Else the older one would live on with a connection number whose reports change nothing."""
-    async with running_hub(tmp_path) as hub:
-        await hub.add_account("ada")
-        async with raw_terminal(hub) as older:
-            await older.enrol("ada")
-            connection = (await hub.hub.accounts.find(older.terminal)).connection  # type: ignore[union-attr]
-            async with raw_terminal(hub, like=older) as newer:
-                await newer.hello()
-                holding, release = asyncio.Event(), asyncio.Event()
-
-                async def hold(_: object) -> None:
-                    holding.set()
-                    await release.wait()
-
-                hold_up = asyncio.create_task(hub.hub.store.transaction(hold))
-                await holding.wait()
-                await newer.say(newer.login_message())
-                newer.socket.transport.abort()
-                release.set()
-                await hold_up
-            terminal = await hub.hub.accounts.find(older.terminal)
-            assert terminal is not None
-            if terminal.connection > connection:
-                assert (await refused(older))[0] == 4000
-
-
 async def test_terminals_are_told_1001_when_the_hub_stops(tmp_path: Path) -> None:
     hub = RunningHub(tmp_path / "hub")
     await hub.start()
