@@ -361,7 +361,7 @@ class SimulatedDevice:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._cut_after_seconds()):
                         return await connection.link.ended()
-                connection.link.fail(UnavailableError("The simulation cut the connection.", code="cut"))
+                connection.link.fail(UnavailableError("The simulation cut the connection."))
                 return await connection.link.ended()
         except LockstepError as error:
             return error
