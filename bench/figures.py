@@ -255,7 +255,7 @@ async def _sync_to_frame(hub: HubProcess, group: TestFleet, like: RawTerminal, d
         asking = asyncio.create_task(group.initiator.sync("hello", targets=(like.terminal,)))
         offer = await raw.hear(messages.Offer)
         await raw.hear(messages.ManifestPage)
-        await raw.say(messages.Want(object=digest, runs=(messages.Run(0, offer.chunks),)))
+        await raw.say(messages.Want(delivery=offer.delivery, runs=(messages.Run(0, offer.chunks),)))
         await raw.hear(messages.Chunks)
         seconds = time.perf_counter() - began
         await group.initiator.cancel((await asking).sync)

@@ -308,7 +308,7 @@ class Session:
         self._current: Owed | None = None
         self._busy_looking = False
         self._look_once_more = False
-        self._offered: set[bytes] = set()
+        self._offered: set[str] = set()
         self._changes_due = False
         self._changes_after = now
         self._revision = 0
@@ -494,13 +494,11 @@ class Session:
     def _transfer(
         self, message: messages.Want | messages.Progress | messages.Received | messages.Refused
     ) -> list[Action]:
-        if message.object not in self._offered:
-            raise ProtocolError(
-                f"Object {message.object.hex()} was not offered on this connection.", code="not-offered"
-            )
-        if self._current is None or self._current.digest != message.object:
+        delivery = message.delivery
+        if delivery not in self._offered:
+            raise ProtocolError(f"Delivery {delivery!r} was not offered on this connection.", code="not-offered")
+        if self._current is None or self._current.delivery != delivery:
             return []  # crossed with the end of its delivery
-        delivery = self._current.delivery
         match message:
             case messages.Want():
                 return [FeedWant(message), Report(messages.State(delivery=delivery, state=life.State.DOWNLOADING))]
@@ -525,7 +523,7 @@ class Session:
                 if owed is None:
                     return self._look_again() if self._look_once_more else []
                 self._current = owed
-                self._offered.add(owed.digest)
+                self._offered.add(owed.delivery)
                 return [StartTransfer(owed)]
             case TransferBroken(delivery, code, text):
                 if self._current is None or self._current.delivery != delivery:

@@ -409,9 +409,12 @@ class Run(Struct, frozen=True, array_like=True):
 
 
 class Want(Message, tag="want", frozen=True, kw_only=True):
-    """Either: the receiver lacks these runs, ascending and disjoint. Another `want` may follow when they have come."""
+    """Either: the receiver lacks these runs, ascending and disjoint. Another `want` may follow when they have come.
 
-    object: Digest
+    What a receiver says names the delivery, not the object: the same object may have been offered before.
+    """
+
+    delivery: Identifier
     runs: Annotated[tuple[Run, ...], Meta(min_length=1, max_length=limits.WANT_RUNS)]
 
 
@@ -427,7 +430,7 @@ class Chunks(Message, tag="chunks", frozen=True, kw_only=True):
 class Progress(Message, tag="progress", frozen=True, kw_only=True):
     """Either: the receiver has verified and written `frames` frames since the offer, and holds `done` bytes in all."""
 
-    object: Digest
+    delivery: Identifier
     frames: Count
     done: ByteCount
 
@@ -435,13 +438,13 @@ class Progress(Message, tag="progress", frozen=True, kw_only=True):
 class Received(Message, tag="received", frozen=True, kw_only=True):
     """Either: the whole object was read again and its digest is right."""
 
-    object: Digest
+    delivery: Identifier
 
 
 class Refused(Message, tag="refused", frozen=True, kw_only=True):
     """Either: the receiver will not take the object, and why."""
 
-    object: Digest
+    delivery: Identifier
     reason: Code
     detail: Text = ""
 

@@ -165,7 +165,7 @@ def transfer_messages() -> Iterator[tuple[str, Message]]:
         yield "down", page
     receiver.have(ALREADY_THERE)
     runs = receiver.next_want()
-    yield "up", messages.Want(object=offer.object, runs=runs)
+    yield "up", messages.Want(delivery=offer.delivery, runs=runs)
     sender.want(runs)
     while isinstance(run := sender.next(0.0), Run):
         start = manifest.stored_offsets[run.first]
@@ -173,10 +173,10 @@ def transfer_messages() -> Iterator[tuple[str, Message]]:
         frame = messages.Chunks(object=offer.object, first=run.first, count=run.count, data=data)
         receiver.accept(frame)
         yield "down", frame
-        yield "up", messages.Progress(object=offer.object, frames=receiver.frames, done=receiver.done_bytes)
+        yield "up", messages.Progress(delivery=offer.delivery, frames=receiver.frames, done=receiver.done_bytes)
         sender.acknowledge(receiver.frames, 0.0)
     assert receiver.complete
-    yield "up", messages.Received(object=offer.object)
+    yield "up", messages.Received(delivery=offer.delivery)
 
 
 def object_vectors() -> dict[str, Any]:
@@ -365,11 +365,11 @@ def transfer_examples() -> list[tuple[str, Message]]:
     return [
         ("down", offer),
         ("down", messages.ManifestPage(object=offer.object, page=0, entries=manifest.page(0))),
-        ("up", messages.Want(object=offer.object, runs=(Run(0, 1), Run(2, manifest.count - 2)))),
+        ("up", messages.Want(delivery=offer.delivery, runs=(Run(0, 1), Run(2, manifest.count - 2)))),
         ("down", messages.Chunks(object=offer.object, first=3, count=1, data=b"stored bytes")),
-        ("up", messages.Progress(object=offer.object, frames=1, done=65_536)),
-        ("up", messages.Received(object=offer.object)),
-        ("up", messages.Refused(object=offer.object, reason="no-space", detail="100000 bytes needed, 512 free.")),
+        ("up", messages.Progress(delivery=offer.delivery, frames=1, done=65_536)),
+        ("up", messages.Received(delivery=offer.delivery)),
+        ("up", messages.Refused(delivery=offer.delivery, reason="no-space", detail="100000 bytes needed, 512 free.")),
         ("down", messages.Withdraw(delivery=offer.delivery)),
         ("up", messages.State(delivery=offer.delivery, state="done", version="8.0.50")),
         ("down", messages.Noted(of=offer.delivery, state="done")),

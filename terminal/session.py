@@ -452,7 +452,7 @@ class Session:
                 return self._fetched(current, event)
             case Verified():
                 current.step = _Step.INSTALLING
-                received = self._say(messages.Received(object=current.offer.object))
+                received = self._say(messages.Received(delivery=current.offer.delivery))
                 installing = self._say_state(current.offer, life.State.INSTALLING)
                 return [received, installing, Install(current.serial, current.offer)]
             case InstallEnded():
@@ -470,14 +470,14 @@ class Session:
         actions: list[Action] = []
         if fetched.frames:
             actions.append(
-                self._say(messages.Progress(object=current.offer.object, frames=fetched.frames, done=fetched.done))
+                self._say(messages.Progress(delivery=current.offer.delivery, frames=fetched.frames, done=fetched.done))
             )
         if fetched.complete:
             current.step = _Step.VERIFYING
             return [*actions, self._say_state(current.offer, life.State.VERIFYING), Verify(current.serial)]
         current.step = _Step.FETCHING
         if fetched.want:
-            actions.append(self._say(messages.Want(object=current.offer.object, runs=fetched.want)))
+            actions.append(self._say(messages.Want(delivery=current.offer.delivery, runs=fetched.want)))
         return actions
 
     def _install_ended(self, current: _Current, ended: InstallEnded) -> list[Action]:
@@ -516,7 +516,7 @@ class Session:
         return [KeepReport(report), self._say(report)]
 
     def _refusal(self, offer: Offer, reason: str, detail: str) -> Say:
-        return self._say(messages.Refused(object=offer.object, reason=reason[:64], detail=_bounded(detail)))
+        return self._say(messages.Refused(delivery=offer.delivery, reason=reason[:64], detail=_bounded(detail)))
 
 
 def _failure(offer: Offer, reason: str, detail: str) -> messages.State:

@@ -132,11 +132,11 @@ async def test_what_is_out_of_order_before_login_gets_close_1008_and_nothing_els
 LATE: dict[str, tuple[Message, str]] = {
     "a second hello": (messages.Hello(nonce=bytes(32), versions=("lockstep.v1",)), "wrong-order"),
     "what only a hub says": (messages.Done(re=1), "wrong-order"),
-    "a want of an object nobody offered": (
-        messages.Want(object=OTHER_DIGEST, runs=(messages.Run(0, 1),)), "not-offered",
+    "a want for a delivery nobody offered": (
+        messages.Want(delivery="d-other", runs=(messages.Run(0, 1),)), "not-offered",
     ),
-    "progress on an object nobody offered": (
-        messages.Progress(object=OTHER_DIGEST, frames=1, done=1), "not-offered",
+    "progress on a delivery nobody offered": (
+        messages.Progress(delivery="d-other", frames=1, done=1), "not-offered",
     ),
     "a chunk of an object nobody offered": (
         messages.Chunks(object=OTHER_DIGEST, first=0, count=1, data=b"x"), "not-offered",
@@ -168,7 +168,7 @@ async def test_a_want_out_of_range_gets_its_error_and_the_delivery_waits_for_the
             await bystander.say(sync)
             offer = await target.hear(messages.Offer)
             await target.hear(messages.ManifestPage)
-            await target.say(messages.Want(object=offer.object, runs=(messages.Run(offer.chunks - 1, 2),)))
+            await target.say(messages.Want(delivery=offer.delivery, runs=(messages.Run(offer.chunks - 1, 2),)))
             assert await refused(target) == (4001, "out-of-range", ["out-of-range"])
         async with raw_terminal(hub, like=first) as again:
             await again.login()
@@ -339,7 +339,7 @@ async def test_a_truncated_pack_fails_the_delivery_in_words_and_the_next_is_serv
                 offer = await target.hear(messages.Offer)
                 [pack] = (hub.folder / "objects").rglob(f"{damaged.digest}.pack")
                 os.truncate(pack, 10)
-                await target.say(messages.Want(object=offer.object, runs=(messages.Run(0, offer.chunks),)))
+                await target.say(messages.Want(delivery=offer.delivery, runs=(messages.Run(0, offer.chunks),)))
                 assert (await target.hear(messages.Withdraw)).delivery == offer.delivery
                 done = await asks.hear(messages.SyncDone)
                 assert (done.outcome, done.counts) == ("failed", {"failed": 1})

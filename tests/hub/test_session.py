@@ -210,9 +210,9 @@ EXAMPLES: Final[tuple[Message, ...]] = (
     messages.Cancel(id=1, sync="s"),
     messages.History(id=1),
     messages.Done(re=1),
-    messages.Want(object=OBJECT, runs=(Run(0, 1),)),
-    messages.Progress(object=OBJECT, frames=0, done=0),
-    messages.Refused(object=OBJECT, reason="r"),
+    messages.Want(delivery="d-1", runs=(Run(0, 1),)),
+    messages.Progress(delivery="d-1", frames=0, done=0),
+    messages.Refused(delivery="d-1", reason="r"),
     messages.State(delivery="d", state="done"),
     messages.Noted(of="s"),
     messages.Error(code="c", message="m"),
@@ -272,10 +272,10 @@ def test_what_may_not_be_said_any_more_gets_its_error_and_close_4001(kind: Messa
 
 def test_an_object_that_was_never_offered_is_a_violation() -> None:
     for message in (
-        messages.Want(object=OTHER_OBJECT, runs=(Run(0, 1),)),
-        messages.Progress(object=OTHER_OBJECT, frames=1, done=1),
-        messages.Received(object=OTHER_OBJECT),
-        messages.Refused(object=OTHER_OBJECT, reason="busy"),
+        messages.Want(delivery="d-other", runs=(Run(0, 1),)),
+        messages.Progress(delivery="d-other", frames=1, done=1),
+        messages.Received(delivery="d-other"),
+        messages.Refused(delivery="d-other", reason="busy"),
         messages.Chunks(object=OBJECT, first=0, count=1, data=b"x"),
     ):
         assert violation(hear(serving(), message)) == "not-offered"
@@ -320,10 +320,10 @@ def test_a_connection_that_does_not_receive_is_not_served_even_after_an_inventor
 
 def test_a_delivery_goes_from_claim_to_done_and_on_to_the_next() -> None:
     session = serving()
-    want = messages.Want(object=OBJECT, runs=(Run(0, 2),))
+    want = messages.Want(delivery="d-1", runs=(Run(0, 2),))
     assert hear(session, want) == [brain.FeedWant(want), brain.Report(report("downloading"))]
     assert feed(session, brain.Reported(report("downloading"), "noted")) == [], "that report is the hub's own"
-    progress = messages.Progress(object=OBJECT, frames=1, done=10)
+    progress = messages.Progress(delivery="d-1", frames=1, done=10)
     assert hear(session, progress) == [brain.FeedProgress(progress)]
     for state in ("verifying", "installing"):
         assert hear(session, report(state)) == [brain.Report(report(state))]
@@ -337,14 +337,14 @@ def test_a_delivery_goes_from_claim_to_done_and_on_to_the_next() -> None:
 def test_a_refused_object_stops_the_transfer_and_fails_the_delivery_with_the_terminals_reason() -> None:
     session = serving()
     failed = report("failed", reason="no-space", detail="512 bytes free.")
-    refused = messages.Refused(object=OBJECT, reason="no-space", detail="512 bytes free.")
+    refused = messages.Refused(delivery="d-1", reason="no-space", detail="512 bytes free.")
     assert hear(session, refused) == [brain.StopTransfer(), brain.Report(failed)]
     assert brain.Claim() in feed(session, brain.Reported(failed, "noted"))
 
 
 def test_a_busy_terminal_is_offered_again_after_its_report() -> None:
     session = serving()
-    assert hear(session, messages.Refused(object=OBJECT, reason="busy")) == [brain.StopTransfer()]
+    assert hear(session, messages.Refused(delivery="d-1", reason="busy")) == [brain.StopTransfer()]
     hear(session, report("done", "d-0"))
     assert brain.Claim() in feed(session, brain.Reported(report("done", "d-0"), "noted"))
 
@@ -375,10 +375,10 @@ def test_what_crosses_the_end_of_its_delivery_is_passed_over() -> None:
     session = serving()
     feed(session, brain.Owing(), brain.LiveChecked("d-1", live=False), brain.Claimed(owed("d-2", OTHER_OBJECT)))
     for message in (
-        messages.Want(object=OBJECT, runs=(Run(0, 1),)),
-        messages.Progress(object=OBJECT, frames=9, done=9),
-        messages.Received(object=OBJECT),
-        messages.Refused(object=OBJECT, reason="no-space"),
+        messages.Want(delivery="d-1", runs=(Run(0, 1),)),
+        messages.Progress(delivery="d-1", frames=9, done=9),
+        messages.Received(delivery="d-1"),
+        messages.Refused(delivery="d-1", reason="no-space"),
     ):
         assert hear(session, message) == []
 
@@ -408,7 +408,7 @@ def test_an_object_the_hub_cannot_read_is_withdrawn_and_fails() -> None:
 
 def test_a_want_out_of_range_is_a_violation() -> None:
     session = serving()
-    hear(session, messages.Want(object=OBJECT, runs=(Run(0, 9),)))
+    hear(session, messages.Want(delivery="d-1", runs=(Run(0, 9),)))
     assert violation(feed(session, brain.Broken("out-of-range", "The object has 3."))) == "out-of-range"
 
 

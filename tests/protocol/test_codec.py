@@ -396,9 +396,9 @@ HOSTILE = {
 def test_half_a_mebibyte_made_to_hurt_costs_little_time_and_memory(name: str) -> None:
     data = HOSTILE[name]
     assert len(data) <= limits.MESSAGE_BYTES
-    started = time.perf_counter()
+    started = time.process_time()
     read(data)
-    assert time.perf_counter() - started < 1.0
+    assert time.process_time() - started < 1.0
     tracemalloc.start()
     read(data)
     _, peak_bytes = tracemalloc.get_traced_memory()

@@ -145,7 +145,7 @@ def test_more_runs_than_one_want_may_hold_come_in_several_wants() -> None:
     wants = 0
     while runs := receiver.next_want():
         assert len(runs) <= limits.WANT_RUNS
-        messages.Want(object=tiny.digest, runs=runs)
+        messages.Want(delivery="d-1", runs=runs)
         wants += 1
         sender.want(runs)
         while isinstance(run := sender.next(0.0), Run):

@@ -287,7 +287,7 @@ async def test_a_delivery_is_received_installed_reported_and_kept_until_noted(fo
     done = messages.State(delivery="d-1", state="done", version="1.0")
     assert heard == [
         messages.State(delivery="d-1", state="verifying"),
-        messages.Received(object=THING.digest),
+        messages.Received(delivery="d-1"),
         messages.State(delivery="d-1", state="installing"),
         messages.Inventory(programs=(HELLO,)),
         done,

@@ -62,7 +62,7 @@ def fetching() -> tuple[Session, int]:
     only(session.Prepare, feed(brain, session.PageAdded(begin.serial, last=True)))
     runs = (messages.Run(0, THING.manifest.count),)
     actions = feed(brain, session.Fetched(begin.serial, 0, 0, runs, complete=False))
-    assert says(actions) == [messages.Want(object=THING.digest, runs=runs)]
+    assert says(actions) == [messages.Want(delivery="d-1", runs=runs)]
     return brain, begin.serial
 
 
@@ -228,12 +228,12 @@ def test_a_delivery_runs_from_the_offer_to_the_report() -> None:
     assert hear(brain, frame) == [session.Write(serial, frame)]
     wrote = feed(brain, session.Fetched(serial, 1, 200_000, (), complete=True))
     assert wrote == [
-        session.Say(messages.Progress(object=THING.digest, frames=1, done=200_000)),
+        session.Say(messages.Progress(delivery="d-1", frames=1, done=200_000)),
         session.Say(messages.State(delivery="d-1", state="verifying")),
         session.Verify(serial),
     ]
     assert feed(brain, session.Verified(serial)) == [
-        session.Say(messages.Received(object=THING.digest)),
+        session.Say(messages.Received(delivery="d-1")),
         session.Say(messages.State(delivery="d-1", state="installing")),
         session.Install(serial, THING.offer()),
     ]
@@ -263,7 +263,7 @@ def test_a_step_that_fails_is_refused_and_reported_and_its_file_thrown_away() ->
     report = messages.State(delivery="d-1", state="failed", reason="wrong-digest", detail="A chunk is wrong.")
     assert actions == [
         session.Abandon(serial, discard=True),
-        session.Say(messages.Refused(object=THING.digest, reason="wrong-digest", detail="A chunk is wrong.")),
+        session.Say(messages.Refused(delivery="d-1", reason="wrong-digest", detail="A chunk is wrong.")),
         session.KeepReport(report),
         session.Say(report),
     ]
