@@ -16,7 +16,8 @@ from hub.inspectors import inspect
 from hub.objects import Objects
 from hub.records import InstallerFacts, Published, StoredObject
 from hub.store import Row, Store, Transaction
-from protocol.errors import BadFileError, ConflictError
+from protocol import limits
+from protocol.errors import BadFileError, ConflictError, UsageError
 from protocol.matching import Candidate, Selector
 from protocol.messages import InstallerOffer
 from protocol.versions import version_sort_key
@@ -44,8 +45,9 @@ class Catalogue:
         contradicts the header or what is published already, RefusedError where it is too large or the disk too full.
         """
         facts = _merge(path.name, await asyncio.to_thread(inspect, path, path.name), options)
-        stored = await asyncio.to_thread(self._objects.add, path)
         program = options.program or facts.package_name
+        _check_lengths(path.name, program, options.title or facts.title, facts)
+        stored = await asyncio.to_thread(self._objects.add, path)
 
         async def body(transaction: Transaction) -> Published:
             new = await _add_rows(transaction, path.name, program, options.title, facts, stored)
@@ -181,7 +183,7 @@ def _merge(file_name: str, facts: InstallerFacts, options: PublishOptions) -> In
     try:
         given = structs.asdict(msgspec.convert({"os_types": list(facts.selector.os_types)} | options.given, Selector))
     except msgspec.ValidationError as error:
-        raise BadFileError(f"What was given for {file_name} is wrong: {error}.") from None
+        raise UsageError(f"What was given for {file_name} is wrong: {error}.") from None
     for name in options.given:
         said, wanted = header[name], given[name]
         if said in (defaults[name], wanted):
@@ -195,6 +197,22 @@ def _merge(file_name: str, facts: InstallerFacts, options: PublishOptions) -> In
     return structs.replace(
         facts, selector=structs.replace(facts.selector, **{name: given[name] for name in options.given})
     )
+
+
+def _check_lengths(file_name: str, program: str, title: str, facts: InstallerFacts) -> None:
+    """Refuse what no message could carry. Raises BadFileError."""
+    longest = limits.IDENTIFIER_CHARACTERS
+    for what, text, characters in (
+        ("program id", program, longest),
+        ("package name", facts.package_name, longest),
+        ("version", facts.version, longest),
+        ("title", title, limits.TEXT_CHARACTERS),
+    ):
+        if not text.strip() or len(text) > characters or not text.isprintable():
+            raise BadFileError(
+                f"{file_name} cannot be published: its {what} {text[:40]!r} has {len(text)} characters.",
+                hint=f"1 to {characters} printable characters are allowed.",
+            )
 
 
 def _words(value: object) -> str:

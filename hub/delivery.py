@@ -1,11 +1,49 @@
 """One running transfer: a Sender, a pack and what is due next. It never learns of sockets or sessions."""
 
+import asyncio
+
 from hub.objects import Pack
 from hub.records import Owed
 from protocol import codec
 from protocol.chunks import chunking_for
 from protocol.messages import Chunks, ManifestPage, Offer, Progress, TargetRow, Want
 from protocol.transfer import PageDue, Sender
+
+
+class FrameRoom:
+    """How many frames all sockets together may have in memory on their way; who finds no room is woken in turn.
+
+    Nobody blocks here: a writer that finds none goes on with its control messages and pings. Only writers that have
+    nothing else to do wait, and one that wakes says so with `leave`, so that a turn it cannot use goes to the next.
+    """
+
+    def __init__(self, frames: int) -> None:
+        self._free = frames
+        self._waiting: dict[asyncio.Event, None] = {}
+
+    def take(self, wake: asyncio.Event) -> bool:
+        """Take room for a frame and return True, or have `wake` set when there may be some."""
+        if self._free == 0:
+            self._waiting[wake] = None
+            return False
+        self._free -= 1
+        return True
+
+    def give_back(self) -> None:
+        """A frame is on its way."""
+        self._free += 1
+        self._wake_next()
+
+    def leave(self, wake: asyncio.Event) -> None:
+        """Whoever waits with `wake` has woken."""
+        self._waiting.pop(wake, None)
+        self._wake_next()
+
+    def _wake_next(self) -> None:
+        if self._free and self._waiting:
+            wake = next(iter(self._waiting))
+            del self._waiting[wake]
+            wake.set()
 
 
 class Delivery:

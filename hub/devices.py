@@ -5,7 +5,7 @@ from typing import Protocol
 from hub.accounts import Accounts
 from hub.presence import EPOCH, Presence, Roster
 from hub.records import Terminal
-from protocol import codec, limits, messages
+from protocol import codec, messages
 
 
 class Listener(Protocol):
@@ -76,8 +76,7 @@ class DeviceLists:
 
     def _encode_list(self, roster: Roster, request: int) -> list[bytes]:
         rows = roster.rows()
-        size = limits.DEVICES_PER_PAGE
-        pages = [rows[start : start + size] for start in range(0, len(rows), size)] or [()]
+        pages = codec.pages(rows)
         return [
             codec.encode(
                 messages.Devices(
@@ -96,12 +95,11 @@ class DeviceLists:
         """Several messages where the rows do not fit one, each ending at the revision of its last row."""
         changed = roster.changes_since(since)
         encoded = []
-        for start in range(0, len(changed), limits.DEVICES_PER_PAGE):
-            part = changed[start : start + limits.DEVICES_PER_PAGE]
-            revision = part[-1][0]
-            rows = tuple(row for _, row in part)
+        for page in codec.pages(row for _, row in changed):
+            revision = changed[len(page) - 1][0] if page else roster.revision
+            del changed[: len(page)]
             encoded.append(
-                codec.encode(messages.DeviceChanges(epoch=EPOCH, since=since, revision=revision, changed=rows))
+                codec.encode(messages.DeviceChanges(epoch=EPOCH, since=since, revision=revision, changed=page))
             )
             since = revision
         return encoded

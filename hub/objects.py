@@ -7,6 +7,7 @@ A file is written under a temporary name, synced, renamed and its folder synced,
 manifest exists is whole. Manifests of objects in use are shared, so that many targets cost one.
 """
 
+import errno
 import hashlib
 import os
 import shutil
@@ -79,6 +80,10 @@ class Objects:
             self._check_room(source.name, size)
             return self._pack(source, size)
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise RefusedError(
+                    f"The hub's disk has no room for {source.name}.", hint="Free some space.", code="disk-full"
+                ) from None
             raise BadFileError(f"{source} could not be stored: {error.strerror}.") from None
 
     def open(self, digest: bytes) -> Pack:

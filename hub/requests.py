@@ -5,8 +5,8 @@ import msgspec
 from hub.accounts import Accounts, device_row
 from hub.presence import Presence
 from hub.records import Terminal
-from hub.syncs import Syncs, pages_of
-from protocol import messages
+from hub.syncs import Syncs
+from protocol import codec, messages
 from protocol.errors import ProtocolError
 from protocol.messages import Message
 
@@ -65,7 +65,7 @@ def _paged(
     answer: messages.PlanResult | messages.SyncAccepted | messages.SyncResult,
 ) -> tuple[Message, ...]:
     """Split an answer whose targets do not fit one message."""
-    pages = pages_of(answer.targets)
+    pages = codec.pages(answer.targets)
     return tuple(
         msgspec.structs.replace(answer, targets=page, more=number < len(pages))
         for number, page in enumerate(pages, start=1)

@@ -13,8 +13,8 @@ from typing import Final, TypeAlias
 from msgspec import Struct
 
 from hub.records import Owed, Terminal
-from hub.syncs import Changes, pages_of
-from protocol import keys, life, limits, messages
+from hub.syncs import Changes
+from protocol import codec, keys, life, limits, messages
 from protocol.conversation import Conversation, Phase, Side
 from protocol.device import DeviceInfo
 from protocol.errors import LockstepError, ProtocolError
@@ -582,7 +582,7 @@ class Session:
         told: list[Action] = [
             self._send(messages.SyncUpdate(sync=sync, targets=page))
             for sync, rows in changes.targets.items()
-            for page in pages_of(rows)
+            for page in codec.pages(rows)
         ]
         for ended in changes.ended:
             if ended.sync not in self._ends_told:

@@ -6,7 +6,7 @@ Plan, accept, cancel and look up syncs; claim what a terminal is owed; write wha
 
 import difflib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -561,17 +561,3 @@ async def _sync_row(transaction: Transaction, row: Row) -> SyncRow:
 
 def _kinds(text: str | None) -> tuple[InstallerKind, ...]:
     return msgspec.convert(sorted((text or "").split(",")) if text else [], tuple[InstallerKind, ...])
-
-
-def pages_of(rows: Iterable[TargetRow], page_bytes: int = limits.FRAME_BYTES) -> list[tuple[TargetRow, ...]]:
-    """Split rows into pages whose encoded size stays under `page_bytes`; always at least one page."""
-    pages: list[list[TargetRow]] = [[]]
-    used = 0
-    for row in rows:
-        size = len(msgspec.msgpack.encode(row))
-        if pages[-1] and used + size > page_bytes:
-            pages.append([])
-            used = 0
-        pages[-1].append(row)
-        used += size
-    return [tuple(page) for page in pages]

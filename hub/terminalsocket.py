@@ -17,7 +17,7 @@ from websockets.exceptions import ConnectionClosed
 from hub import session as brain
 from hub.accounts import Accounts, device_row
 from hub.config import Settings
-from hub.delivery import Delivery
+from hub.delivery import Delivery, FrameRoom
 from hub.devices import DeviceLists
 from hub.objects import Objects
 from hub.pokes import Pokes
@@ -59,7 +59,7 @@ class Services:
         self.devices = DeviceLists(presence)
         self.sockets: dict[int, TerminalSocket] = {}
         self.sockets_before_login = 0
-        self.frames_in_flight = asyncio.Semaphore(max(1, settings.bytes_in_flight // limits.FRAME_BYTES))
+        self.frame_room = FrameRoom(max(1, settings.bytes_in_flight // limits.FRAME_BYTES))
         self._progress: dict[str, dict[str, tuple[str, TargetRow]]] = {}
 
     def note_progress(self, delivery: Delivery) -> None:
@@ -169,6 +169,7 @@ class TerminalSocket:
             log.exception("internal error on the socket of %s", self, exc_info=errors)
         finally:
             self._connection.transport.abort()
+            self._services.frame_room.leave(self._wake)
             await self._leave()
 
     def __str__(self) -> str:
@@ -209,6 +210,7 @@ class TerminalSocket:
     async def _write(self) -> None:
         while True:
             self._wake.clear()
+            self._services.frame_room.leave(self._wake)
             if self._ping_due:
                 self._ping_due = False
                 await self._send_within(self._connection.ping())
@@ -223,22 +225,25 @@ class TerminalSocket:
                 await self._wake.wait()
 
     async def _write_frame(self) -> bool:
-        """Send the next page or frame of the running transfer; return whether there was one."""
-        if self._delivery is None:
+        """Send the next page or frame of the running transfer; return whether there was one and room for it."""
+        room = self._services.frame_room
+        if self._delivery is None or not room.take(self._wake):
             return False
-        async with self._services.frames_in_flight:
-            delivery = self._delivery
-            if delivery is None:  # stopped while this socket waited for its turn
-                return False
-            try:
-                data = delivery.next_message(self._loop.time())
-            except BadDataError as error:
-                self._break_transfer(delivery, error)
-                return True
+        try:
+            data = self._next_frame(self._delivery)
             if data is None:
                 return False
             await self._send_within(self._connection.send(data))
+        finally:
+            room.give_back()
         return True
+
+    def _next_frame(self, delivery: Delivery) -> bytes | None:
+        try:
+            return delivery.next_message(self._loop.time())
+        except BadDataError as error:
+            self._break_transfer(delivery, error)
+            return None
 
     def _break_transfer(self, delivery: Delivery, error: BadDataError) -> None:
         log.error("%s", error)

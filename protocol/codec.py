@@ -6,7 +6,7 @@ bounds depth and the number of items in the whole message, and `msgspec.convert`
 
 import re
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgpack
 import msgspec
@@ -14,6 +14,8 @@ import msgspec
 from protocol import limits
 from protocol.errors import ProtocolError
 from protocol.messages import BY_KIND, AnyMessage, Message
+
+Row = TypeVar("Row", bound=msgspec.Struct)
 
 ITEMS_IN_ONE_MESSAGE: Final = 64 * limits.LIST_ITEMS
 _REPEATED_VALUE: Final = re.compile(r"(Invalid enum value) ['\"].*['\"]", re.DOTALL)
@@ -43,6 +45,20 @@ def decode(data: bytes | str, *, limit_bytes: int = limits.MESSAGE_BYTES) -> Any
         why = _REPEATED_VALUE.sub(r"\1", str(error))
         raise ProtocolError(f"A {fields['kind']} message is wrong: {why}.", code="bad-field") from None
     return message
+
+
+def pages(rows: Iterable[Row], page_bytes: int = limits.FRAME_BYTES) -> list[tuple[Row, ...]]:
+    """Split rows into pages of at most `page_bytes` of encoded rows (one row always fits); always at least one page."""
+    split: list[list[Row]] = [[]]
+    used = 0
+    for row in rows:
+        size = len(msgspec.msgpack.encode(row))
+        if split[-1] and used + size > page_bytes:
+            split.append([])
+            used = 0
+        split[-1].append(row)
+        used += size
+    return [tuple(page) for page in split]
 
 
 def _unpack(data: bytes) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import pytest
 
 from hub.app import Hub
 from hub.catalogue import PublishOptions
+from protocol import limits
 from protocol.device import InstallerKind
 from protocol.errors import BadFileError, ConflictError
 from tests.harness.installers import make_installer
@@ -74,3 +75,17 @@ async def test_what_contradicts_the_header_or_an_earlier_publish_is_refused_and_
         with pytest.raises(ConflictError, match="other devices"):
             await hub.catalogue.publish(path, options(form_factors=["car"]))
         assert await contents(hub) == before
+
+
+async def test_what_no_message_could_carry_is_refused_before_anything_is_stored(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        installer = make_installer(tmp_path, "deb", size=100)
+        for given in (
+            PublishOptions(program="p" * (limits.IDENTIFIER_CHARACTERS + 1)),
+            PublishOptions(title="t" * (limits.TEXT_CHARACTERS + 1)),
+            PublishOptions(program="two\nlines"),
+        ):
+            with pytest.raises(BadFileError, match="cannot be published"):
+                await hub.catalogue.publish(installer, given)
+        assert await hub.catalogue.listing() == []
+        assert (await hub.catalogue.publish(installer, PublishOptions(program="p" * 128, title="t" * 1024))).new

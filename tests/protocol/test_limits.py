@@ -8,7 +8,7 @@ from protocol import codec, limits, messages
 from protocol.device import DeviceInfo
 
 UNITS = ("BYTES", "CHARACTERS", "ITEMS", "SECONDS", "FRAMES", "MESSAGES", "ENTRIES", "RUNS", "DEPTH", "DOUBLINGS")
-COUNTS = ("TARGETS_PER_SYNC", "DEVICES_PER_PAGE", "ROWS_PER_PAGE", "INVENTORY_PROGRAMS", "REQUESTS_UNDER_WAY")
+COUNTS = ("TARGETS_PER_SYNC", "ROWS_PER_PAGE", "INVENTORY_PROGRAMS", "REQUESTS_UNDER_WAY")
 VALUES = {name: value for name, value in vars(limits).items() if re.fullmatch(r"[A-Z_]{4,}", name)}
 
 
@@ -42,7 +42,7 @@ def test_the_module_asserts_its_own_relations() -> None:
     assert sum(isinstance(node, ast.Assert) for node in tree.body) >= 8
 
 
-def test_a_full_page_of_the_largest_device_rows_fits_one_message() -> None:
+def test_a_page_of_the_largest_device_rows_fits_one_message() -> None:
     name = "\U0001f4fa" * limits.NAME_CHARACTERS
     device = DeviceInfo(
         model=name,
@@ -57,8 +57,10 @@ def test_a_full_page_of_the_largest_device_rows_fits_one_message() -> None:
     row = messages.DeviceRow(
         terminal="\U0001f4fa" * limits.IDENTIFIER_CHARACTERS, name=name, online=True, device=device, address=name
     )
-    page = (row,) * limits.DEVICES_PER_PAGE
-    codec.decode(codec.encode(messages.Devices(epoch="e", revision=1, page=0, pages=1, devices=page)))
+    pages = codec.pages((row,) * 200)
+    assert sum(map(len, pages)) == 200
+    for page in pages:
+        codec.decode(codec.encode(messages.Devices(epoch="e", revision=1, page=0, pages=len(pages), devices=page)))
 
 
 def test_a_full_inventory_with_the_longest_ascii_names_fits_one_message() -> None:
