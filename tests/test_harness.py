@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from protocol.device import DeviceInfo
 from protocol.errors import ConflictError, RefusedError
 from protocol.keys import SigningKey
 from protocol.limits import MIB
+from terminal.simulated import SimulatedDevice
 from tests.harness import (
     DeviceEvents,
     HubProcess,
@@ -23,6 +25,7 @@ from tests.harness import (
     running_hub,
     until,
 )
+from tests.harness.fleets import WAIT_SECONDS
 
 PHONE = DeviceInfo(
     model="Pixel 8", form_factor="phone", os_type="android", os_version="14", api_level=34, architectures=("arm64",),
@@ -267,8 +270,9 @@ async def test_a_hub_killed_in_the_middle_of_a_transfer_delivers_after_its_resta
         HubProcess(tmp_path / "hub") as hub,
         devices(hub, "alice", [("Phone", PHONE), ("PC", PC)], folder=tmp_path / "devices") as fleet,
     ):
+        killed = when_heard(fleet["PC"], 4 * MIB, hub.kill_now)
         await fleet.initiator.sync("hello", everyone=True)
-        await in_the_middle(fleet, digests["PC"])
+        await asyncio.wait_for(killed.wait(), WAIT_SECONDS)
         await hub.kill()
         assert fleet.digest("PC", "hello") == ""
         await until(lambda: not fleet["PC"].online.is_set())
@@ -281,8 +285,21 @@ async def test_a_hub_killed_in_the_middle_of_a_transfer_delivers_after_its_resta
         await asyncio.gather(*(device.online.wait() for device in fleet.devices))
 
 
-async def in_the_middle(fleet: TestFleet, digest: str) -> None:
-    await until(lambda: 2 * MIB < partial_bytes(fleet, digest) < 24 * MIB)
+def when_heard(device: SimulatedDevice, count_bytes: int, act: Callable[[], None]) -> asyncio.Event:
+    """Call `act` as soon as the device has heard so many bytes, before it hears more; the event says that it did."""
+    done = asyncio.Event()
+    socket = device._socket
+    assert socket is not None
+    hear = socket.data_received
+
+    def data_received(data: bytes) -> None:
+        if not done.is_set() and device.heard_bytes >= count_bytes:
+            act()
+            done.set()
+        hear(data)
+
+    socket.data_received = data_received  # type: ignore[method-assign]
+    return done
 
 
 def partial_bytes(fleet: TestFleet, digest: str) -> int:

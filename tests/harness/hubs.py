@@ -124,6 +124,11 @@ class HubProcess:
         assert found, f"the hub said {line!r}; see {log.name}"
         self._port = int(found[1])
 
+    def kill_now(self) -> None:
+        """Send SIGKILL without waiting; call `kill` next."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGKILL)
+
     async def kill(self) -> None:
         """Kill it with SIGKILL, as a power cut would."""
         await self._end(signal.SIGKILL)
