@@ -13,6 +13,7 @@ from pathlib import Path
 from hub.accounts import Accounts
 from hub.catalogue import Catalogue
 from hub.config import Settings
+from hub.deliveries import Deliveries
 from hub.objects import Objects
 from hub.passwords import Passwords
 from hub.pokes import Pokes
@@ -39,7 +40,8 @@ class Hub:
         self.objects = Objects(settings.data_folder / "objects", reserve_bytes=settings.disk_reserve_bytes)
         self.catalogue = Catalogue(store, self.objects)
         self.accounts = Accounts(store, self.passwords, terminals_per_account=settings.terminals_per_account)
-        self.syncs = Syncs(store, self.pokes, self.presence.is_online)
+        self.deliveries = Deliveries(store, self.pokes)
+        self.syncs = Syncs(store, self.pokes, self.deliveries, self.presence.is_online)
 
 
 @asynccontextmanager
@@ -58,10 +60,18 @@ async def open_hub(settings: Settings) -> AsyncIterator[Hub]:
 @asynccontextmanager
 async def serve_hub(hub: Hub) -> AsyncIterator[HubServer]:
     """Serve terminals on the hub's address until the block is left."""
-    await hub.syncs.start()
-    server = HubServer(
-        Services(hub.settings, hub.hub_key, hub.accounts, hub.syncs, hub.objects, hub.pokes, hub.presence)
+    await hub.deliveries.start()
+    services = Services(
+        settings=hub.settings,
+        hub_key=hub.hub_key,
+        accounts=hub.accounts,
+        objects=hub.objects,
+        pokes=hub.pokes,
+        presence=hub.presence,
+        deliveries=hub.deliveries,
+        syncs=hub.syncs,
     )
+    server = HubServer(services)
     await server.start()
     try:
         yield server

@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from protocol.device import DeviceInfo, InstallerKind
 from protocol.matching import Selector
-from protocol.messages import InstallerOffer, TargetRow
+from protocol.messages import InstallerOffer, SyncDone, TargetRow
 
 _IDENTIFIER_ALPHABET: Final = "23456789abcdefghjkmnpqrstuvwxyz"  # nothing that looks like something else
 
@@ -82,6 +82,15 @@ class Owed(Struct, frozen=True, kw_only=True):
     digest: bytes
     installer: InstallerOffer
     row: TargetRow
+
+
+class Changes(Struct, frozen=True):
+    """What changed for an initiator: rows by sync, ended syncs not noted yet, up to which revision, is there more."""
+
+    targets: dict[str, list[TargetRow]]
+    ended: tuple[SyncDone, ...]
+    revision: int
+    more: bool = False
 
 
 def new_id(prefix: str) -> str:

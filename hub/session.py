@@ -12,8 +12,7 @@ from typing import Final, TypeAlias
 
 from msgspec import Struct
 
-from hub.records import Owed, Terminal
-from hub.syncs import Changes
+from hub.records import Changes, Owed, Terminal
 from protocol import codec, keys, life, limits, messages
 from protocol.conversation import Conversation, Phase, Side
 from protocol.device import DeviceInfo

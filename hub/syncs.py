@@ -1,7 +1,7 @@
-"""Syncs: the database side of asking and delivering.
+"""Syncs: the database side of asking: plan, accept, cancel and look up.
 
-Plan, accept, cancel and look up syncs; claim what a terminal is owed; write what it reports. Everything is looked up by
-(account, id), so another account's id answers exactly as one that does not exist. Who is online comes in as a callable.
+Everything is looked up by (account, id), so another account's id answers exactly as one that does not exist. Who is
+online comes in as a callable.
 """
 
 import difflib
@@ -12,23 +12,20 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct, structs
 
-from hub.catalogue import installer_offer, read_candidates
+from hub.catalogue import read_candidates
+from hub.deliveries import Deliveries, count_states, end_if_over, target_row
 from hub.pokes import Pokes
-from hub.records import Owed, Terminal, new_id
+from hub.records import Changes, Terminal, new_id
 from hub.resolver import Resolver
 from hub.store import Row, Store, Transaction
 from protocol import life, limits
 from protocol.device import InstallerKind
 from protocol.errors import UnknownNameError, UsageError
-from protocol.life import Mover
 from protocol.matching import compare_versions
 from protocol.messages import (
-    Inventory,
-    MismatchRow,
     Plan,
     ProgramRow,
     Programs,
-    State,
     Sync,
     SyncDone,
     SyncRow,
@@ -46,38 +43,16 @@ class Accepted(Struct, frozen=True):
     targets: tuple[TargetRow, ...]
 
 
-class Changes(Struct, frozen=True):
-    """What changed for an initiator: rows by sync, ended syncs not noted yet, up to which revision, is there more."""
-
-    targets: dict[str, list[TargetRow]]
-    ended: tuple[SyncDone, ...]
-    revision: int
-    more: bool = False
-
-
 class Syncs:
-    """The syncs and deliveries of one hub."""
+    """The syncs of one hub."""
 
-    def __init__(self, store: Store, pokes: Pokes, is_online: Callable[[str, str], bool]) -> None:
+    def __init__(
+        self, store: Store, pokes: Pokes, deliveries: Deliveries, is_online: Callable[[str, str], bool]
+    ) -> None:
         self._store = store
         self._pokes = pokes
+        self._deliveries = deliveries
         self._is_online = is_online
-        self._revision = 0
-        self._position = 0
-
-    async def start(self) -> None:
-        """Read where the counters stand, and put back what was under way when the hub last ended."""
-
-        async def body(transaction: Transaction) -> None:
-            last = await transaction.row("last_revision")
-            assert last is not None
-            self._revision, self._position = last["revision"], last["position"]
-            for row in await transaction.rows("under_way_anywhere"):
-                await self._put_back(transaction, row["terminal_id"], 0, {})
-
-        await self._store.transaction(body)
-
-    # --- asking ---------------------------------------------------------------------------------------------------
 
     async def programs(self, terminal: Terminal, request: Programs) -> tuple[list[ProgramRow], bool]:
         """Return a page of programs and whether another follows."""
@@ -149,7 +124,7 @@ class Syncs:
             stopped = [found for found in open_deliveries if life.State(found["state"]) in life.CANCELLABLE]
             for found in stopped:
                 detail = f"Cancelled by {terminal.name}."
-                await self._move(transaction, found, life.State.CANCELLED, "by-initiator", detail)
+                await self._deliveries.move(transaction, found, life.State.CANCELLED, "by-initiator", detail)
             return len(open_deliveries) - len(stopped), [found["terminal_id"] for found in stopped], row["initiator"]
 
         too_late, terminals, initiator = await self._store.transaction(body)
@@ -204,109 +179,6 @@ class Syncs:
             await transaction.rows("note_sync", sync_id=sync, initiator=terminal)
 
         await self._store.transaction(body)
-
-    # --- delivering -----------------------------------------------------------------------------------------------
-
-    async def claim(self, terminal: str, connection: int) -> Owed | None:
-        """Claim the oldest delivery this terminal is owed, if its socket is still the newest.
-
-        What its inventory already has ends as `same` (or `done`, if it was being installed) without a byte sent.
-        """
-        initiators: set[str] = set()
-
-        async def body(transaction: Transaction) -> Owed | None:
-            if not await _is_current(transaction, terminal, connection):
-                return None
-            while row := await transaction.row("owed", terminal_id=terminal):
-                initiators.add(row["initiator"])
-                installed = await transaction.row(
-                    "installed_digest", terminal_id=terminal, program_id=row["program_id"]
-                )
-                if installed is None or installed["digest"] != row["digest"]:
-                    return await self._offer(transaction, row, connection)
-                await self._end_as_installed(transaction, row, connection)
-            return None
-
-        owed = await self._store.transaction(body)
-        for initiator in initiators:
-            self._pokes.poke("asked", initiator)
-        return owed
-
-    async def is_live(self, delivery: str, terminal: str) -> bool:
-        """Return whether a delivery under way is still wanted."""
-
-        async def body(transaction: Transaction) -> bool:
-            row = await transaction.row("delivery_of_terminal", delivery_id=delivery, terminal_id=terminal)
-            return row is not None and not row["is_final"]
-
-        return await self._store.transaction(body)
-
-    async def report(self, terminal: str, connection: int, report: State, *, sent: int = 0) -> str:
-        """Write what a terminal reports of a delivery; return "noted", "refused" or "stale".
-
-        "stale": its socket was replaced; nothing changed, and the report comes again on the new one. "refused": there
-        is no such delivery of this terminal, or the move is not legal; nothing changed, and it need not come again.
-        """
-
-        async def body(transaction: Transaction) -> tuple[str, str]:
-            if not await _is_current(transaction, terminal, connection):
-                return "stale", ""
-            row = await transaction.row("delivery_of_terminal", delivery_id=report.delivery, terminal_id=terminal)
-            if row is None:
-                return "refused", ""
-            try:
-                after = life.State(report.state)
-            except ValueError:
-                return "refused", ""
-            if not life.may_move(life.State(row["state"]), after, Mover.TERMINAL):
-                repeated = row["state"] == report.state
-                return ("noted" if repeated else "refused"), ""
-            await self._move(transaction, row, after, report.reason, report.detail, connection=connection, sent=sent)
-            return "noted", row["initiator"]
-
-        answer, initiator = await self._store.transaction(body)
-        if initiator:
-            self._pokes.poke("asked", initiator)
-        return answer
-
-    async def save_inventory(self, terminal: str, connection: int, inventory: Inventory) -> None:
-        """Replace what is known to be on a terminal."""
-
-        async def body(transaction: Transaction) -> None:
-            if not await _is_current(transaction, terminal, connection):
-                return
-            await self._give_reason(transaction, terminal, "waiting")
-            await transaction.rows("forget_installed", terminal_id=terminal)
-            await transaction.many(
-                "add_installed",
-                [
-                    {
-                        "terminal_id": terminal,
-                        "program_id": program.program,
-                        "version": program.version,
-                        "kind": program.installer_kind,
-                        "digest": program.digest,
-                    }
-                    for program in inventory.programs
-                ],
-            )
-
-        await self._store.transaction(body)
-
-    async def terminal_left(self, terminal: str, connection: int, sent: dict[str, int]) -> None:
-        """Put back what was under way on a socket that is gone, unless the terminal is back already.
-
-        `sent` gives the stored bytes that went over that socket, by delivery.
-        """
-
-        async def body(transaction: Transaction) -> set[str]:
-            if not await _is_current(transaction, terminal, connection):
-                return set()
-            await self._give_reason(transaction, terminal, "offline")
-            return await self._put_back(transaction, terminal, connection, sent)
-
-        for initiator in await self._store.transaction(body):
-            self._pokes.poke("asked", initiator)
 
     # --- inside a transaction -------------------------------------------------------------------------------------
 
@@ -374,93 +246,26 @@ class Syncs:
         )
         committed = [structs.replace(target, delivery=new_id("d")) for target in targets]
         await transaction.many("add_delivery", [self._delivery_columns(sync, target, now) for target in committed])
-        await _end_if_over(transaction, sync, now)
+        await end_if_over(transaction, sync, now)
         return Accepted(sync, request.program, tuple(committed))
 
     def _delivery_columns(self, sync: str, target: TargetRow, now: float) -> dict[str, Any]:
-        self._position += 1
+        revision = self._deliveries.next_revision()
         return {
             "delivery_id": target.delivery,
             "sync_id": sync,
             "terminal_id": target.terminal,
-            "position": self._position,
+            "position": revision,
             "digest": target.digest or None,
             "state": target.state,
             "reason": target.reason,
             "detail": target.detail,
             "version": target.version,
             "mismatches": msgspec.json.encode(target.mismatches),
-            "revision": self._next_revision(),
+            "revision": revision,
             "is_final": life.State(target.state) in life.FINAL,
             "now": now,
         }
-
-    async def _offer(self, transaction: Transaction, row: Row, connection: int) -> Owed:
-        for state in (life.State.QUEUED, life.State.OFFERED):
-            if life.may_move(life.State(row["state"]), state, Mover.HUB) or state is life.State.OFFERED:
-                await self._move(transaction, row, state, "", "", connection=connection)
-        return Owed(
-            delivery=row["delivery_id"],
-            sync=row["sync_id"],
-            initiator=row["initiator"],
-            digest=row["digest"],
-            installer=installer_offer(row),
-            row=target_row(row),
-        )
-
-    async def _end_as_installed(self, transaction: Transaction, row: Row, connection: int) -> None:
-        was_installing = row["state"] == life.State.INSTALLING
-        if row["state"] not in (life.State.QUEUED, life.State.INSTALLING):
-            await self._move(transaction, row, life.State.QUEUED, "", "", connection=connection)
-        state = life.State.DONE if was_installing else life.State.SAME
-        detail = "Its inventory has it." if was_installing else f"It has {row['version']} already."
-        await self._move(transaction, row, state, "installed", detail, connection=connection)
-
-    async def _give_reason(self, transaction: Transaction, terminal: str, reason: str) -> None:
-        """What is queued for this terminal waits for another reason now that it came or went."""
-        await transaction.rows(
-            "give_reason", terminal_id=terminal, reason=reason, revision=self._next_revision(), now=time.time()
-        )
-
-    async def _put_back(
-        self, transaction: Transaction, terminal: str, connection: int, sent: dict[str, int]
-    ) -> set[str]:
-        rows = await transaction.rows("under_way_on", terminal_id=terminal)
-        for row in rows:
-            sent_bytes = sent.get(row["delivery_id"], 0)
-            await self._move(transaction, row, life.State.QUEUED, "offline", "", connection=connection, sent=sent_bytes)
-        return {row["initiator"] for row in rows}
-
-    async def _move(
-        self,
-        transaction: Transaction,
-        row: Row,
-        state: life.State,
-        reason: str,
-        detail: str,
-        *,
-        connection: int = 0,
-        sent: int = 0,
-    ) -> None:
-        now = time.time()
-        moved = await transaction.row(
-            "move_delivery",
-            delivery_id=row["delivery_id"],
-            state=state.value,
-            reason=reason,
-            detail=detail,
-            is_final=state in life.FINAL,
-            connection=connection,
-            revision=self._next_revision(),
-            sent=sent,
-            now=now,
-        )
-        if moved is not None and state in life.FINAL:
-            await _end_if_over(transaction, moved["sync_id"], now)
-
-    def _next_revision(self) -> int:
-        self._revision += 1
-        return self._revision
 
     async def _program_row(self, transaction: Transaction, terminal: Terminal, row: Row) -> ProgramRow:
         installed = await transaction.rows(
@@ -473,31 +278,6 @@ class Syncs:
             installer_kinds=_kinds(row["kinds"]),
             installed_on=tuple(found["terminal_id"] for found in installed),
         )
-
-
-def target_row(row: Row) -> TargetRow:
-    """Return a target as the wire has it, from a delivery joined with its terminal and installer."""
-    state = row["state"]
-    return TargetRow(
-        terminal=row["terminal_id"],
-        name=row["name"],
-        delivery=row["delivery_id"],
-        state=state,
-        reason=row["reason"],
-        detail=row["detail"],
-        version=row["version"],
-        installer_kind=row["kind"] or "",
-        file_name=row["file_name"] or "",
-        digest=row["digest"] or b"",
-        size=row["size"] or 0,
-        done=row["size"] or 0 if state in ("verifying", "installing", "done") else 0,
-        sent=row["sent"],
-        mismatches=msgspec.json.decode(row["mismatches"], type=tuple[MismatchRow, ...]),
-    )
-
-
-async def _is_current(transaction: Transaction, terminal: str, connection: int) -> bool:
-    return await transaction.row("is_current", terminal_id=terminal, connection=connection) is not None
 
 
 async def _check_program(transaction: Transaction, program: str) -> None:
@@ -523,23 +303,12 @@ async def _sync_of(transaction: Transaction, terminal: Terminal, sync: str) -> R
     return row
 
 
-async def _counts(transaction: Transaction, sync: str) -> dict[str, int]:
-    return {row["state"]: row["deliveries"] for row in await transaction.rows("count_states", sync_id=sync)}
-
-
-async def _end_if_over(transaction: Transaction, sync: str, now: float) -> None:
-    still_open = await transaction.row("count_open", sync_id=sync)
-    if still_open is not None and still_open["open"] == 0:
-        outcome = life.outcome_of(await _counts(transaction, sync))
-        await transaction.rows("end_sync", sync_id=sync, outcome=outcome, now=now)
-
-
 async def _sync_done(transaction: Transaction, row: Row) -> SyncDone:
     return SyncDone(
         sync=row["sync_id"],
         program=row["program_id"],
         outcome=row["outcome"],
-        counts=await _counts(transaction, row["sync_id"]),
+        counts=await count_states(transaction, row["sync_id"]),
     )
 
 
@@ -553,7 +322,7 @@ async def _sync_row(transaction: Transaction, row: Row) -> SyncRow:
         created_at=row["created_at"],
         ended_at=row["ended_at"] or 0.0,
         outcome=row["outcome"],
-        counts=await _counts(transaction, row["sync_id"]),
+        counts=await count_states(transaction, row["sync_id"]),
         size=row["size"],
         sent=row["sent"],
     )

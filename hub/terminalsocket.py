@@ -17,6 +17,7 @@ from websockets.exceptions import ConnectionClosed
 from hub import session as brain
 from hub.accounts import Accounts, device_row
 from hub.config import Settings
+from hub.deliveries import Deliveries
 from hub.delivery import Delivery, FrameRoom
 from hub.devices import DeviceLists
 from hub.objects import Objects
@@ -45,12 +46,21 @@ class Services:
     """What the sockets of one hub share."""
 
     def __init__(
-        self, settings: Settings, hub_key: SigningKey, accounts: Accounts, syncs: Syncs, objects: Objects, pokes: Pokes,
+        self,
+        *,
+        settings: Settings,
+        hub_key: SigningKey,
+        accounts: Accounts,
+        objects: Objects,
+        pokes: Pokes,
         presence: Presence,
-    ) -> None:  # fmt: skip
+        deliveries: Deliveries,
+        syncs: Syncs,
+    ) -> None:
         self.settings = settings
         self.hub_key = hub_key
         self.accounts = accounts
+        self.deliveries = deliveries
         self.syncs = syncs
         self.objects = objects
         self.pokes = pokes
@@ -380,21 +390,21 @@ class TerminalSocket:
         return answer
 
     async def _deliver(self, action: brain.Action) -> brain.Event | None:
-        syncs, me = self._services.syncs, self._me
+        deliveries, me = self._services.deliveries, self._me
         match action:
             case brain.SaveInventory(inventory):
-                await syncs.save_inventory(me.terminal_id, me.connection, inventory)
+                await deliveries.save_inventory(me.terminal_id, me.connection, inventory)
                 return brain.InventorySaved()
             case brain.Claim():
-                return brain.Claimed(await syncs.claim(me.terminal_id, me.connection))
+                return brain.Claimed(await deliveries.claim(me.terminal_id, me.connection))
             case brain.CheckLive(delivery):
-                return brain.LiveChecked(delivery, await syncs.is_live(delivery, me.terminal_id))
+                return brain.LiveChecked(delivery, await deliveries.is_live(delivery, me.terminal_id))
             case brain.Report(state):
                 sent = self._sent_bytes(state.delivery) if state.state in _ENDS_TRANSFER else 0
                 running = self._delivery
                 if running and running.owed.delivery == state.delivery and state.state != State.DOWNLOADING:
                     self._services.forget_progress(running.owed)
-                return brain.Reported(state, await syncs.report(me.terminal_id, me.connection, state, sent=sent))
+                return brain.Reported(state, await deliveries.report(me.terminal_id, me.connection, state, sent=sent))
             case brain.StartTransfer(owed):
                 return self._start_transfer(owed)
             case brain.StopTransfer():
@@ -472,7 +482,7 @@ class TerminalSocket:
         try:
             await services.accounts.seen(me.terminal_id)
             if newest:
-                await services.syncs.terminal_left(me.terminal_id, me.connection, sent)
+                await services.deliveries.terminal_left(me.terminal_id, me.connection, sent)
         except UnavailableError as error:
             log.error("%s", error)  # the next start puts back what was under way
         log.info("%s disconnected", self)

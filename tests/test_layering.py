@@ -50,6 +50,7 @@ ORDER: Final = (
     "hub.resolver",
     "hub.pokes",
     "hub.presence",
+    "hub.deliveries",
     "hub.syncs",
     "hub.session",
     "hub.devices",
@@ -123,6 +124,10 @@ INPUT_AND_OUTPUT: Final = frozenset({
 MAY_PRINT: Final = ("protocol.vectors",)
 
 
+# The brains, and what they may know of their own side: values.
+BRAINS: Final = {"hub.session": {"hub.records"}, "terminal.session": {"terminal.devicelist"}}
+
+
 def module_of(path: Path) -> str:
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
@@ -183,6 +188,10 @@ def impurities(module: str, text: str, known: frozenset[str]) -> list[str]:
     return sorted(found)
 
 
+def known_of_own_side(module: str, text: str) -> set[str]:
+    return {name for name in imports_of(text, KNOWN) if name.partition(".")[0] == module.partition(".")[0]}
+
+
 MODULES: Final = modules()
 KNOWN: Final = frozenset(MODULES)
 
@@ -212,6 +221,12 @@ def test_the_protocol_does_no_input_or_output_and_reads_no_clock(module: str) ->
     assert impurities(module, MODULES[module], KNOWN) == []
 
 
+@pytest.mark.parametrize("module", sorted(BRAINS))
+def test_a_brain_does_no_input_or_output_and_knows_only_values(module: str) -> None:
+    assert impurities(module, MODULES[module], KNOWN) == []
+    assert known_of_own_side(module, MODULES[module]) == BRAINS[module]
+
+
 def test_every_library_of_the_table_is_imported_somewhere() -> None:
     used = {name.partition(".")[0] for text in MODULES.values() for name in imports_of(text, KNOWN)}
     assert sorted(set(LIBRARIES) - used) == []
@@ -233,6 +248,10 @@ def test_a_module_that_imports_itself_or_closes_a_cycle_is_found() -> None:
 def test_a_crossing_between_the_sides_is_found() -> None:
     assert crossing("hub.server", "from terminal.session import Session", KNOWN) == ["terminal"]
     assert crossing("protocol.keys", "import hub", KNOWN) == ["hub"]
+
+
+def test_a_brain_that_knows_of_the_store_is_found() -> None:
+    assert known_of_own_side("hub.session", "from hub.syncs import Syncs\nimport protocol.keys") == {"hub.syncs"}
 
 
 def test_a_library_behind_the_wrong_door_is_found() -> None:

@@ -132,7 +132,7 @@ VALUES (:delivery_id, :sync_id, :terminal_id, :position, :digest, :state, :reaso
     :revision, :is_final, :now, :now);
 
 -- name: last_revision
-SELECT COALESCE(MAX(revision), 0) AS revision, COALESCE(MAX(position), 0) AS position FROM deliveries;
+SELECT COALESCE(MAX(revision), 0) AS revision FROM deliveries;
 
 -- name: sync_of_account
 SELECT * FROM syncs WHERE sync_id = :sync_id AND account_id = :account_id;

@@ -89,7 +89,7 @@ CREATE TABLE syncs (
 CREATE INDEX syncs_newest_first ON syncs (account_id, created_at DESC);
 CREATE INDEX syncs_not_noted ON syncs (initiator) WHERE noted = 0;
 
--- One sync on one target. `revision` grows with every change, over all deliveries.
+-- One sync on one target. `revision` grows with every change, over all deliveries; `position` is the first one's.
 CREATE TABLE deliveries (
     delivery_id TEXT PRIMARY KEY,
     sync_id     TEXT NOT NULL REFERENCES syncs,

@@ -31,7 +31,7 @@ async def open_rooms(folder: Path, **settings: Any) -> AsyncIterator[Hub]:
     """Open a hub's data folder; no socket listens."""
     values: dict[str, Any] = {"data": str(folder / "hub"), "disk_reserve_bytes": 0}
     async with open_hub(Settings(**values | settings)) as hub:
-        await hub.syncs.start()
+        await hub.deliveries.start()
         yield hub
 
 

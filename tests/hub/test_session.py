@@ -7,9 +7,8 @@ from typing import Any, Final
 import pytest
 
 from hub import session as brain
-from hub.records import Owed, Terminal
+from hub.records import Changes, Owed, Terminal
 from hub.session import Action, Close, Event, Send, Session
-from hub.syncs import Changes
 from protocol import keys, limits, messages
 from protocol.device import DeviceInfo
 from protocol.messages import InstallerOffer, Message, Run, TargetRow

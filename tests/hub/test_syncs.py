@@ -24,12 +24,12 @@ def sync_to(*targets: Terminal, key: str = "k", version: str = "") -> Sync:
 
 
 async def claim(hub: Hub, terminal: Terminal) -> Owed | None:
-    return await hub.syncs.claim(terminal.terminal_id, terminal.connection)
+    return await hub.deliveries.claim(terminal.terminal_id, terminal.connection)
 
 
 async def report(hub: Hub, terminal: Terminal, delivery: str, state: str) -> str:
     said = Report(delivery=delivery, state=state)
-    return await hub.syncs.report(terminal.terminal_id, terminal.connection, said)
+    return await hub.deliveries.report(terminal.terminal_id, terminal.connection, said)
 
 
 async def row_of(hub: Hub, terminal: Terminal, sync: str) -> TargetRow:
@@ -44,7 +44,7 @@ async def test_a_plan_says_exactly_what_the_same_sync_then_does(tmp_path: Path) 
         await add_terminal(hub, account, "Phone", device=PHONE)
         has = await add_terminal(hub, account, "Has")
         published = await publish(hub, tmp_path)
-        await hub.syncs.save_inventory(has.terminal_id, has.connection, inventory_of(published))
+        await hub.deliveries.save_inventory(has.terminal_id, has.connection, inventory_of(published))
         planned = await hub.syncs.plan(asks, Plan(id=1, program="hello", everyone=True))
         accepted = await hub.syncs.accept(asks, Sync(id=1, request_key="k", program="hello", everyone=True))
         assert {row.name: row.state for row in planned} == {"Has": "same", "Phone": "no_match"}
@@ -99,7 +99,7 @@ async def test_another_accounts_terminals_and_syncs_are_as_if_they_did_not_exist
                 await asked(eve, accepted.sync)
         with pytest.raises(UnknownNameError, match="no terminal"):
             await hub.syncs.accept(eve, sync_to(ada))
-        assert await hub.syncs.report(
+        assert await hub.deliveries.report(
             eve.terminal_id, eve.connection, Report(delivery=accepted.targets[0].delivery, state="failed")
         ) == "refused"  # fmt: skip
         assert await claim(hub, eve) is None
@@ -129,8 +129,8 @@ async def test_an_older_connection_claims_nothing_and_its_reports_change_nothing
         newer = await hub.accounts.count_login(older.terminal_id, older.device, "b", receives=True)
         assert await claim(hub, older) is None
         assert await report(hub, older, owed.delivery, "failed") == "stale"
-        await hub.syncs.terminal_left(older.terminal_id, older.connection, {})
-        await hub.syncs.save_inventory(older.terminal_id, older.connection, Inventory(programs=()))
+        await hub.deliveries.terminal_left(older.terminal_id, older.connection, {})
+        await hub.deliveries.save_inventory(older.terminal_id, older.connection, Inventory(programs=()))
         assert (await row_of(hub, newer, accepted.sync)).state == "offered"
         assert await report(hub, newer, owed.delivery, "done") == "noted"
 
@@ -147,7 +147,7 @@ async def test_what_was_under_way_is_put_back_when_the_terminal_leaves_or_the_hu
         assert owed is not None
         await report(hub, asks, owed.delivery, "downloading")
         if not restart:
-            await hub.syncs.terminal_left(asks.terminal_id, asks.connection, {owed.delivery: 77})
+            await hub.deliveries.terminal_left(asks.terminal_id, asks.connection, {owed.delivery: 77})
             row = await row_of(hub, asks, accepted.sync)
             assert (row.state, row.reason, row.sent) == ("queued", "offline", 77)
     async with open_rooms(tmp_path) as hub:
@@ -165,10 +165,10 @@ async def test_an_installation_is_not_put_back_until_the_terminal_has_said_what_
         assert owed is not None
         for state in ("verifying", "installing"):
             assert await report(hub, asks, owed.delivery, state) == "noted"
-        await hub.syncs.terminal_left(asks.terminal_id, asks.connection, {})
+        await hub.deliveries.terminal_left(asks.terminal_id, asks.connection, {})
         assert (await row_of(hub, asks, accepted.sync)).state == "installing"
         assert await hub.syncs.cancel(asks, accepted.sync) == (0, 1), "too late to cancel"
-        await hub.syncs.save_inventory(asks.terminal_id, asks.connection, inventory_of(published))
+        await hub.deliveries.save_inventory(asks.terminal_id, asks.connection, inventory_of(published))
         assert await claim(hub, asks) is None
         assert (await row_of(hub, asks, accepted.sync)).state == "done"
 
@@ -178,7 +178,7 @@ async def test_what_the_inventory_has_ends_as_same_without_a_byte_sent(tmp_path:
         asks = await add_terminal(hub, await add_account(hub))
         published = await publish(hub, tmp_path)
         accepted = await hub.syncs.accept(asks, sync_to(asks))
-        await hub.syncs.save_inventory(asks.terminal_id, asks.connection, inventory_of(published))
+        await hub.deliveries.save_inventory(asks.terminal_id, asks.connection, inventory_of(published))
         assert await claim(hub, asks) is None
         assert (await row_of(hub, asks, accepted.sync)).state == "same"
         assert (await hub.syncs.history(asks, ""))[0][0].outcome == "done"
@@ -189,7 +189,7 @@ async def test_a_newer_installed_version_is_not_gone_back_from_unless_the_versio
         asks = await add_terminal(hub, await add_account(hub))
         await publish(hub, tmp_path, "1.0")
         newer = structs.replace(await publish(hub, tmp_path, "2.0"), version="3.0", digest="ab" * 32)
-        await hub.syncs.save_inventory(asks.terminal_id, asks.connection, inventory_of(newer))
+        await hub.deliveries.save_inventory(asks.terminal_id, asks.connection, inventory_of(newer))
         names = (asks.terminal_id,)
         [row] = await hub.syncs.plan(asks, Plan(id=1, program="hello", targets=names))
         assert (row.state, row.reason) == ("no_match", "downgrade")

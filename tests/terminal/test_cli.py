@@ -242,6 +242,12 @@ def test_without_a_screen_login_asks_for_password_stdin(hub: ScriptedHub, comman
     assert hub.asked == []
 
 
+def test_a_password_that_is_not_unicode_is_refused_here(hub: ScriptedHub, command: Command) -> None:
+    ended = log_in(command, hub, password="\udcff")
+    assert (ended.code, hub.asked) == (2, [])
+    assert "not Unicode" in ended.err
+
+
 @pytest.mark.parametrize("password", ["", "x" * 1_025])
 def test_an_empty_or_endless_password_is_refused_here(hub: ScriptedHub, command: Command, password: str) -> None:
     ended = log_in(command, hub, password=password)

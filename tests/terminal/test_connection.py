@@ -100,7 +100,18 @@ def test_an_address_is_the_host_in_lower_case_and_the_port(url: str, host: str, 
 
 @pytest.mark.parametrize(
     "url",
-    ["", "hub.example", "http://hub.example", "ws://", "ws://localhost:99999", "ws://localhost/x", "ws://a@localhost"],
+    [
+        "",
+        "hub.example",
+        "http://hub.example",
+        "ws://",
+        "ws://localhost:99999",
+        "ws://localhost:0",
+        "ws://localhost/x",
+        "ws://a@localhost",
+        "wss://a..b",
+        f"wss://{'a' * 64}.example",
+    ],
 )
 def test_what_is_no_hubs_address_is_refused_in_one_sentence(url: str) -> None:
     with pytest.raises(UsageError, match="is not a hub's address") as caught:

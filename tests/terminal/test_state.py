@@ -55,6 +55,14 @@ def another_process_holding(folder: StateFolder) -> Iterator[None]:
         process.stdin.close()
 
 
+def test_a_lock_that_cannot_be_opened_is_said_in_one_sentence(tmp_path: Path) -> None:
+    folder = StateFolder(tmp_path / "state")
+    (folder.path / "lock").mkdir()
+    with pytest.raises(RefusedError, match="cannot be written") as caught, folder.lock():
+        pytest.fail("locked")
+    assert caught.value.code == "state-folder"
+
+
 def test_everything_kept_comes_back_from_a_fresh_folder_object(folder: StateFolder) -> None:
     row = DeviceRow(terminal="t-2", name="Car", online=False, device=DEVICE)
     offer = thing(5_000).offer()

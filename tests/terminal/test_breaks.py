@@ -1,0 +1,248 @@
+"""What goes wrong around a connection: crashes, full disks, late messages, words too long. Nothing of it may stay."""
+
+import asyncio
+import gc
+import logging
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+
+from protocol import limits, messages
+from protocol.errors import LockstepError, TransferError, UnavailableError, UsageError
+from protocol.messages import AnyMessage
+from terminal import agent as agent_module
+from terminal import session
+from terminal.agent import run_agent
+from terminal.client import enrol, open_client
+from terminal.connection import Connection
+from terminal.downloads import Download
+from terminal.receiving import Receiving, settle_interrupted
+from terminal.state import StateFolder
+from tests.terminal.scripted import DEVICE, NoteTaker, Peer, hub
+from tests.terminal.test_connection import THING, hang_up, identity_at, receiving, running
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> None:
+    logging.getLogger("websockets").setLevel(logging.CRITICAL)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> StateFolder:
+    return StateFolder(tmp_path / "state")
+
+
+class Cannot(NoteTaker):
+    """A runner whose system cannot be asked."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self._error = error
+
+    async def installed_version(self, package_name: str) -> str | None:
+        raise self._error
+
+
+# --- after a crash ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error", [UnavailableError("The check command said: " + "no " * 5_000), OSError(13, "Permission denied")]
+)
+async def test_a_system_that_cannot_be_asked_leaves_a_report_that_can_be_read_again(
+    folder: StateFolder, error: Exception
+) -> None:
+    folder.mark_installing(THING.offer())
+    await settle_interrupted(folder, {"deb": Cannot(error)})
+    (report,) = folder.reports()
+    assert (report.delivery, report.state, report.reason) == ("d-1", "failed", "outcome-unknown")
+    assert 0 < len(report.detail) <= limits.TEXT_CHARACTERS
+    assert folder.installing() is None
+
+
+async def test_a_reason_with_half_characters_of_a_file_name_can_be_kept(folder: StateFolder) -> None:
+    report = session.failure(THING.offer(), "unsafe-path", "it leads to /etc/\udcff")
+    folder.add_report(report)
+    assert folder.reports() == (report,)
+
+
+async def test_an_agent_can_be_stopped_while_it_waits_for_an_installer_that_outlived_a_crash(
+    folder: StateFolder,
+) -> None:
+    class Waits(NoteTaker):
+        async def installed_version(self, package_name: str) -> str | None:
+            asked.set()
+            await asyncio.Event().wait()
+            return None
+
+    asked, stop = asyncio.Event(), asyncio.Event()
+    folder.save_identity(identity_at("ws://127.0.0.1:1"))
+    folder.mark_installing(THING.offer())
+    work = run_agent(folder, DEVICE, {"deb": Waits()}, on_event=lambda _kind, _sentence: None, stop=stop)
+    agent = asyncio.create_task(work)
+    await asyncio.wait_for(asked.wait(), 5)
+    stop.set()
+    assert await asyncio.wait_for(agent, 5) == "stopped"
+    assert folder.installing() == THING.offer(), "it is asked again at the next start"
+
+
+async def test_a_terminal_with_many_unsent_reports_gets_in_and_says_them(folder: StateFolder) -> None:
+    for number in range(limits.OUTBOUND_CONTROL_MESSAGES + 10):
+        folder.add_report(messages.State(delivery=f"d-{number}", state="done"))
+    heard: list[str] = []
+
+    async def listens(peer: Peer) -> None:
+        await peer.open()
+        await peer.hear(messages.Inventory)
+        for _ in folder.reports():
+            heard.append((await peer.hear(messages.State)).delivery)
+
+    kept = [report.delivery for report in folder.reports()]
+    async with hub(listens) as url, receiving(folder, url) as connection:
+        error = await connection.link.ended()
+    assert error.code != "too-slow"
+    assert heard == kept
+
+
+# --- stopping in the middle -------------------------------------------------------------------------------------------
+
+
+async def test_a_step_that_is_stopped_leaves_no_exception_that_nobody_looks_at(
+    folder: StateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reads(self: Download, older: Path | None = None) -> None:
+        loop.call_soon_threadsafe(begun.set)
+        while not self._abandoned:
+            pass
+        raise TransferError("The download was abandoned.", code="abandoned")
+
+    loop, begun = asyncio.get_running_loop(), asyncio.Event()
+    unseen: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _loop, context: unseen.append(context))
+    monkeypatch.setattr(Download, "prepare", reads)
+    hands = Receiving(folder, {}, unseen.append, unseen.append, lambda _kind, _sentence: None)  # type: ignore[arg-type]
+    hands.perform(session.Begin(1, THING.offer()))
+    hands.perform(session.Prepare(1))
+    await begun.wait()
+    hands.cancel()
+    await hands.settle()
+    gc.collect()
+    assert unseen == []
+
+
+async def test_what_comes_after_the_end_is_not_acted_on(folder: StateFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[AnyMessage] = []
+    closed = asyncio.Event()
+    real = Connection._heard
+
+    def note(self: Connection, message: AnyMessage) -> None:
+        heard.append(message)
+        real(self, message)
+
+    async def speaks_late(peer: Peer) -> None:
+        await peer.open()
+        await peer.hear(messages.Inventory)
+        peer.socket.transport.pause_reading()  # it has not seen the closing yet
+        await closed.wait()
+        with suppress(ConnectionClosed):
+            await peer.say(THING.offer())
+        peer.socket.transport.resume_reading()
+        await hang_up(peer)
+
+    monkeypatch.setattr(Connection, "_heard", note)
+    async with hub(speaks_late) as url, receiving(folder, url) as connection:
+        closing = asyncio.create_task(connection.link.close())
+        await connection.link.ended()
+        closed.set()
+        await closing
+    assert [type(message) for message in heard] == [messages.Challenge, messages.Welcome]
+
+
+# --- disks ------------------------------------------------------------------------------------------------------------
+
+
+async def test_the_file_of_a_failed_installation_is_kept_only_like_a_partial_one(folder: StateFolder) -> None:
+    async def delivers(peer: Peer) -> None:
+        await peer.open()
+        await peer.hear(messages.Inventory)
+        await peer.send_object(THING, THING.offer())
+
+    async with hub(delivers) as url, receiving(folder, url, NoteTaker(ok=False)) as connection:
+        await connection.link.ended()
+    assert list(folder.installed.iterdir()) == [], "else every failure would fill the disk a little more"
+    assert [file.name for file in folder.downloads.iterdir()] == [THING.digest.hex()], "the next try fetches nothing"
+
+
+def test_a_download_folder_that_is_gone_fails_the_offer(folder: StateFolder) -> None:
+    shutil.rmtree(folder.downloads)
+    with pytest.raises(TransferError, match="cannot be used") as caught:
+        Download(THING.offer(), folder)
+    assert caught.value.code == "disk"
+
+
+@pytest.mark.parametrize("trouble", ["fault", "disk"])
+async def test_a_fault_at_the_hub_or_a_full_disk_does_not_end_an_agent(
+    folder: StateFolder, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    async def fails(peer: Peer) -> None:
+        if trouble == "disk":
+            (folder.path / "devices.json").mkdir()  # a file that cannot be put in place
+            await peer.open()
+            page = messages.Devices(epoch="e", revision=1, page=0, pages=1, devices=())
+            await peer.say(page)
+        else:
+            await peer.challenge()
+            await peer.hear(messages.Login)
+            await peer.say(messages.Error(code="internal", message="Something is wrong here."))
+        await hang_up(peer)
+
+    async def welcomes(peer: Peer) -> None:
+        await peer.open()
+        welcomed.set()
+        await hang_up(peer)
+
+    welcomed = asyncio.Event()
+    monkeypatch.setattr(agent_module, "back_off", lambda: iter([0.01, 0.01]))
+    async with hub(fails, welcomes) as url, running(folder, url) as agent:
+        await agent.until("reconnecting")
+        if trouble == "disk":
+            (folder.path / "devices.json").rmdir()
+        await asyncio.wait_for(welcomed.wait(), 5)
+
+
+# --- what no message can say ------------------------------------------------------------------------------------------
+
+
+async def test_what_no_message_can_say_is_refused_here_and_harms_no_connection(folder: StateFolder) -> None:
+    async def never_asked(peer: Peer) -> None:
+        await peer.open()
+        with pytest.raises(ConnectionClosed):
+            await peer.hear_any()
+
+    async with hub(never_asked) as url:
+        folder.save_identity(identity_at(url))
+        async with open_client(folder, device=DEVICE) as client:
+            for asked in (client.programs("n" * 65), client.plan("p" * 129), client.plan(""), client.plan("\udcff")):
+                with pytest.raises(UsageError):
+                    await asked
+
+
+@pytest.mark.parametrize(("account", "name"), [("ada", "n" * 65), ("a" * 65, "TV"), ("ada", " "), ("ada", "\udcff")])
+async def test_names_that_cannot_be_are_refused_before_dialling(folder: StateFolder, account: str, name: str) -> None:
+    with pytest.raises(UsageError):
+        await enrol(folder, "ws://127.0.0.1:1", account=account, password="p", name=name, device=DEVICE)
+
+
+async def test_a_server_that_hangs_up_on_tls_is_unavailable_with_a_reason(folder: StateFolder) -> None:
+    async def hangs_up(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.abort()
+
+    async with await asyncio.start_server(hangs_up, "127.0.0.1", 0) as server:
+        url = f"wss://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        with pytest.raises(LockstepError, match=r"cannot be reached: [^.]"):
+            async with receiving(folder, url):
+                pytest.fail("connected")
