@@ -11,7 +11,7 @@ from msgspec import structs
 
 from protocol import limits, messages
 from protocol.device import DeviceInfo, InstallerKind
-from protocol.errors import BadDataError, BadFileError, LockstepError, UnavailableError
+from protocol.errors import BadFileError, LockstepError, RefusedError, UnavailableError, UsageError
 from protocol.messages import AnyMessage, Request
 from terminal.connection import Connection, address_of, connected, login_of
 from terminal.dialling import show_url
@@ -42,10 +42,25 @@ async def run_agent(
     with folder.lock():
         agent = Agent(folder, device, runners, on_event)
         agent.use(insecure_lan=insecure_lan, ca_file=ca_file)
-        await settle_interrupted(folder, runners)
         async with agent.local.serve():
-            await agent.keep_connected(stop)
+            if await _settled(folder, runners, stop):
+                await agent.keep_connected(stop)
     return "stopped"
+
+
+async def _settled(folder: StateFolder, runners: Mapping[InstallerKind, Runner], stop: asyncio.Event) -> bool:
+    """Settle what a crash interrupted, which may wait minutes for an installer that still runs; False when stopped."""
+    settling = asyncio.create_task(settle_interrupted(folder, runners))
+    stopped = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((settling, stopped), return_when=asyncio.FIRST_COMPLETED)
+        if settling.done():
+            settling.result()
+        return settling.done()
+    finally:
+        for task in (settling, stopped):
+            task.cancel()
+        await asyncio.wait((settling, stopped))
 
 
 class Agent:
@@ -87,7 +102,7 @@ class Agent:
             error = await self._connect_once(stop)
             if error is None:
                 return
-            if not isinstance(error, (UnavailableError, BadDataError)) or isinstance(error, BadFileError):
+            if not _may_pass(error):
                 raise error
             if loop.time() - began_at > STEADY_SECONDS:
                 delays = back_off()
@@ -176,6 +191,11 @@ class Agent:
         if self._connection is None:
             raise UnavailableError(f"The hub is away: {self._why_away.message}")
         return await self._connection.link.request(request)
+
+
+def _may_pass(error: LockstepError) -> bool:
+    """Return whether trying again may mend `error`; a full disk and a fault at the hub do not end an agent."""
+    return error.code == "state-folder" or not isinstance(error, (RefusedError, UsageError, BadFileError))
 
 
 def back_off() -> Iterator[float]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from protocol.errors import ConflictError, LockstepError, RefusedError
+from protocol.errors import ConflictError, LockstepError
 from terminal.place import (
     Place,
     common_options,
@@ -110,6 +110,7 @@ def login(
     folder = place.folder()
     _refuse_other_login(folder, url, account, replace)
     device, _ = local_device(folder, device_file)
+    described = device_file.read_bytes() if device_file else b""
     password = read_password(password_stdin)
     identity = asyncio.run(
         enrol(
@@ -124,25 +125,11 @@ def login(
         )
     )
     if device_file:
-        _keep_device_file(device_file, folder)
+        folder.save_device_file(described)
     place.show(
         _login_facts(identity), f"Logged in to {show_url(url)} as {identity.name}, terminal {identity.terminal}."
     )
     return 0
-
-
-def _keep_device_file(device_file: Path, folder: "StateFolder") -> None:
-    """Copy the device file into the state folder, where `run` and every other command read it."""
-    temporary = folder.device_file.with_suffix(".new")
-    try:
-        temporary.write_bytes(device_file.read_bytes())
-        temporary.replace(folder.device_file)
-    except OSError as error:
-        raise RefusedError(
-            f"{device_file} cannot be copied to {folder.device_file}: {error.strerror}.",
-            hint="Make room on the disk or mend the permissions, and log in again.",
-            code="state-folder",
-        ) from None
 
 
 def _login_facts(identity: "Identity | None") -> dict[str, str | None]:

@@ -16,7 +16,7 @@ from typing import Final, TypeVar
 from msgspec import structs
 from websockets.exceptions import WebSocketException
 
-from protocol import keys, life, limits, messages
+from protocol import codec, keys, life, limits, messages
 from protocol.device import DeviceInfo
 from protocol.errors import LockstepError, ProtocolError, RefusedError, UsageError
 from protocol.messages import AnyMessage, CancelResult, DeviceRow, Message, ProgramRow, Request, SyncRow, TargetRow
@@ -52,6 +52,8 @@ async def enrol(
     password or a folder in use, UnavailableError when the hub cannot be reached.
     """
     address = parse_address(url, insecure_lan=insecure_lan, ca_file=ca_file)
+    check_name(name, "name")
+    check_name(account, "name of an account")
     with folder.lock():
         seeds = folder.seeds(account)
         opening = Enrolling(
@@ -181,8 +183,7 @@ class Client:
 
     async def rename(self, name: str) -> None:
         """Give this terminal another name. Raises ConflictError when another device of the account has it."""
-        if not 0 < len(name) <= limits.NAME_CHARACTERS:
-            raise UsageError(f"A name has 1 to {limits.NAME_CHARACTERS} characters, this one has {len(name)}.")
+        check_name(name, "name")
         await self._ask(messages.DeviceUpdate(id=1, name=name), messages.Done)
         self.identity = structs.replace(self.identity, name=name)
         self._folder.save_identity(self.identity)
@@ -193,6 +194,7 @@ class Client:
         self._folder.save_device(device)
 
     async def _ask(self, request: Request, answer: type[Answer]) -> list[Answer]:
+        _check(request)
         pages = await self._link.request(request)
         right: list[Answer] = [page for page in pages if isinstance(page, answer)]
         if len(right) != len(pages):
@@ -282,6 +284,28 @@ class SyncWatch:
             return
         with contextlib.suppress(LockstepError):
             self._take(await self._result(self.sync))
+
+
+def check_name(name: str, what: str) -> None:
+    """Raise UsageError unless `name` can be one; `what` it is comes first in the sentence."""
+    if not name.strip() or len(name) > limits.NAME_CHARACTERS:
+        raise UsageError(
+            f"A {what} has 1 to {limits.NAME_CHARACTERS} characters, not all spaces; {name[:80]!r} is none."
+        )
+    if name != name.encode(errors="replace").decode():
+        raise UsageError(f"The {what} {name!r} is not Unicode.", hint="Give another one.")
+
+
+def _check(asked: Message) -> None:
+    """Raise UsageError for what no message can say: the hub would only hang up."""
+    try:
+        codec.decode(codec.encode(asked))
+    except ProtocolError as error:
+        raise UsageError(error.message, hint="Mend what was asked for; nothing was sent.") from None
+    except UnicodeEncodeError:
+        raise UsageError(
+            "A text is not Unicode, so it cannot be sent.", hint="Mend what was asked for; nothing was sent."
+        ) from None
 
 
 def _keep(folder: StateFolder, identity: Identity, device: DeviceInfo) -> None:

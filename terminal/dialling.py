@@ -39,7 +39,8 @@ def parse_address(url: str, *, insecure_lan: bool = False, ca_file: Path | None 
     """
     try:
         parts = urlsplit(url)
-        host, port = (parts.hostname or "").lower(), parts.port or _DEFAULT_PORTS.get(parts.scheme, 0)
+        host, port = (parts.hostname or "").lower(), parts.port
+        host.encode("idna")  # what looking the name up does; UnicodeError is a ValueError
     except ValueError as error:
         raise _bad_url(url, str(error)) from None
     if parts.scheme not in _DEFAULT_PORTS or not host:
@@ -52,7 +53,11 @@ def parse_address(url: str, *, insecure_lan: bool = False, ca_file: Path | None 
             hint="Use wss://, or --insecure-lan if you trust everyone on the way.",
             code="insecure",
         )
-    return Address(url, host, port, _context(ca_file) if parts.scheme == "wss" else None)
+    if port == 0:
+        raise _bad_url(url, "there is no port 0")
+    return Address(
+        url, host, port or _DEFAULT_PORTS[parts.scheme], _context(ca_file) if parts.scheme == "wss" else None
+    )
 
 
 def show_url(url: str) -> str:
@@ -160,4 +165,4 @@ def _reason(error: Exception) -> str:
         return f"it does not speak TLS as expected ({error.reason or error})"
     if getattr(error, "errno", None) == errno.ECONNREFUSED or f"[Errno {errno.ECONNREFUSED}]" in str(error):
         return "the connection was refused"
-    return str(getattr(error, "strerror", None) or error)
+    return str(getattr(error, "strerror", None) or error) or "the connection was closed while it was being opened"

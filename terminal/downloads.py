@@ -7,6 +7,7 @@ an older file of the same program are taken from it instead of being asked for.
 `prepare` and `verify` read whole files: call them in a thread, never two at once for one object.
 """
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -30,7 +31,7 @@ _WRITE_PIECES: Final = 1_024  # IOV_MAX of Linux; POSIX promises 16
 
 
 class Download:
-    """One offer's file. Raises TransferError (code `no-space`) when the disk has no room for it.
+    """One offer's file. Raises TransferError (code `no-space`, `disk`) when the disk has no room or cannot be asked.
 
     `reserve_bytes` stay free on the disk.
     """
@@ -111,12 +112,16 @@ class Download:
             os.close(self._descriptor)
             self._descriptor = -1
         if discard:
-            self.partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it is compared with the manifest before it is used again
+                self.partial.unlink()
 
     def _check_space(self, reserve_bytes: int) -> None:
         have_bytes = _allocated_bytes(self.partial) + _allocated_bytes(self.file)
         need_bytes = max(self.offer.size - have_bytes, 0) + reserve_bytes
-        disk = os.statvfs(self.partial.parent)
+        try:
+            disk = os.statvfs(self.partial.parent)
+        except OSError as error:
+            raise _disk_error(error, self.partial) from None
         free_bytes = disk.f_bavail * disk.f_frsize
         if free_bytes < need_bytes:
             raise TransferError(

@@ -266,9 +266,9 @@ class Link:
     async def _read(self) -> None:
         try:
             async for data in self._socket:
-                self._heard(codec.decode(data, limit_bytes=self.message_bytes))
                 if self.error is not None:
-                    return
+                    return  # closed: what still lies in the buffer has nobody to act on it
+                self._heard(codec.decode(data, limit_bytes=self.message_bytes))
             raise UnavailableError(f"{_begin(self._peer)} closed the connection: it is stopping.")
         except ConnectionClosed as closed:
             raise closing_error(closed, self._peer) from None

@@ -131,6 +131,10 @@ def read_password(from_stdin: bool) -> str:
         )
     if not 0 < len(password) <= PASSWORD_CHARACTERS:
         raise UsageError(f"The password has {len(password)} characters; it needs 1 to {PASSWORD_CHARACTERS}.")
+    try:
+        password.encode()
+    except UnicodeEncodeError:
+        raise UsageError("The password is not Unicode.", hint="Give it in UTF-8.") from None
     return password
 
 

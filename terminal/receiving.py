@@ -52,7 +52,6 @@ class Receiving:
         match action:
             case session.Record(program):
                 self._folder.record_installed(program)
-                self._tidy()
                 return None
             case session.KeepReport(report):
                 self._keep(report)
@@ -113,13 +112,17 @@ class Receiving:
             self._feed(event or session.Verified(serial))
 
     async def _install(self, serial: int, offer: Offer) -> None:
-        self._downloads.pop(serial).close()
+        download = self._downloads.pop(serial, None)
+        if download is None:
+            return  # the connection was closed before it began; the file stays for the next offer
         self._on_event("delivery", f"Installing {_name(offer)}.")
         try:
             self._folder.mark_installing(offer)
             result = await self._run(offer)
         except LockstepError as error:
             result = InstallResult(ok=False, reason=error.code, detail=str(error), installed_version="")
+        if not result.ok:
+            self._set_aside(download)
         self._feed(session.InstallEnded(serial, result.ok, result.reason, result.detail, result.installed_version))
 
     async def _run(self, offer: Offer) -> InstallResult:
@@ -149,6 +152,7 @@ class Receiving:
     def _keep(self, report: messages.State) -> None:
         self._folder.add_report(report)
         self._folder.clear_installing()
+        self._tidy()
         words = f"{report.reason}: {report.detail}" if report.reason else f"version {report.version}"
         self._on_event("delivery", f"Delivery {report.delivery} is {report.state} ({words}).")
 
@@ -166,8 +170,14 @@ class Receiving:
         programs = (one for one in self._folder.inventory() if one.program == offer.installer.program)
         return next((self._folder.installed / one.digest.hex() for one in programs), None)
 
+    def _set_aside(self, download: Download) -> None:
+        """Keep the file of a failed installation with the partial ones, which are few and go, for another try."""
+        if all(one.digest != download.offer.object for one in self._folder.inventory()):
+            with contextlib.suppress(OSError):
+                download.file.replace(download.partial)
+
     def _tidy(self) -> None:
-        with contextlib.suppress(OSError):  # what cannot be deleted now is tried again after the next installation
+        with contextlib.suppress(OSError):  # what cannot be deleted now is tried again after the next delivery
             tidy(self._folder, (one.digest.hex() for one in self._folder.inventory()))
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
@@ -195,12 +205,8 @@ async def settle_interrupted(folder: StateFolder, runners: Mapping[InstallerKind
     try:
         runner = runners.get(installer.installer_kind)
         version = await runner.installed_version(installer.package_name) if runner else None
-    except LockstepError as error:
-        folder.add_report(
-            messages.State(
-                delivery=offer.delivery, state=life.State.FAILED, reason="outcome-unknown", detail=str(error)
-            )
-        )
+    except (LockstepError, OSError) as error:
+        folder.add_report(session.failure(offer, "outcome-unknown", str(error)))
     else:
         if version == installer.version:
             folder.record_installed(_program(offer))
@@ -228,6 +234,7 @@ async def _in_thread(serial: int, step: Callable[[], None]) -> Event | None:
         return _failed(serial, error)
     except asyncio.CancelledError:
         await asyncio.wait([work])
+        work.exception()  # looked at: what comes of an abandoned step is no news
         raise
     return None
 

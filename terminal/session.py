@@ -483,8 +483,7 @@ class Session:
     def _install_ended(self, current: _Current, ended: InstallEnded) -> list[Action]:
         self._current = None
         if not ended.ok:
-            failure = _failure(current.offer, ended.reason, ended.detail)
-            return [self._say_inventory(), *self._report(failure)]
+            return [self._say_inventory(), *self._report(failure(current.offer, ended.reason, ended.detail))]
         installer = current.offer.installer
         program = InstalledProgram(
             program=installer.program,
@@ -502,7 +501,7 @@ class Session:
         return [
             Abandon(current.serial, discard=reason != "no-space"),
             self._refusal(current.offer, reason, detail),
-            *self._report(_failure(current.offer, reason, detail)),
+            *self._report(failure(current.offer, reason, detail)),
         ]
 
     def _say_inventory(self) -> Say:
@@ -519,7 +518,8 @@ class Session:
         return self._say(messages.Refused(delivery=offer.delivery, reason=reason[:64], detail=_bounded(detail)))
 
 
-def _failure(offer: Offer, reason: str, detail: str) -> messages.State:
+def failure(offer: Offer, reason: str, detail: str) -> messages.State:
+    """Return the report of a delivery that failed, cut to what a message may hold."""
     return messages.State(
         delivery=offer.delivery,
         state=life.State.FAILED,
@@ -529,6 +529,8 @@ def _failure(offer: Offer, reason: str, detail: str) -> messages.State:
 
 
 def _bounded(text: str) -> str:
+    """Return `text` as a message can hold it: not too long, and without the half characters of odd file names."""
+    text = text.encode(errors="backslashreplace").decode()
     return text if len(text) <= limits.TEXT_CHARACTERS else text[: limits.TEXT_CHARACTERS - 1] + "…"
 
 

@@ -19,12 +19,13 @@ from typing import Final, TypeVar
 import msgspec
 from msgspec import Struct
 
+from protocol import limits
 from protocol.device import DeviceInfo
 from protocol.errors import BadFileError, NotLoggedInError, RefusedError, UsageError
 from protocol.keys import SealingKey, SigningKey
 from protocol.messages import DeviceRow, InstalledProgram, Offer, State
 
-REPORTS_KEPT: Final = 1_024
+REPORTS_KEPT: Final = limits.OUTBOUND_CONTROL_MESSAGES // 2  # all are said at once after a login
 FILE_BYTES: Final = 16 * 1024 * 1024
 _LOCK_TRIES: Final = 5
 _LOCK_RETRY_SECONDS: Final = 0.01
@@ -105,6 +106,13 @@ class StateFolder:
         """Verified installers, each named by its digest in hex."""
         return self.path / "installed"
 
+    def save_device_file(self, data: bytes) -> None:
+        """Keep a copy of the device file given at login, where `run` and every other command read it."""
+        try:
+            _replace(self.device_file, data)
+        except OSError as error:
+            raise _unwritable(self.device_file, error) from None
+
     # --- who this is --------------------------------------------------------------------------------------------------
 
     def identity(self) -> Identity:
@@ -150,7 +158,7 @@ class StateFolder:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Be the one process that acts as this terminal. Raises RefusedError (code `in-use`) when another is."""
-        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = self._open_lock()
         try:
             # `is_locked` of another process holds it for a moment.
             if not any(_take(descriptor, fcntl.LOCK_EX, attempt) for attempt in range(_LOCK_TRIES)):
@@ -165,11 +173,17 @@ class StateFolder:
 
     def is_locked(self) -> bool:
         """Return whether a process acts as this terminal now."""
-        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = self._open_lock()
         try:
             return not _take(descriptor, fcntl.LOCK_SH, 0)
         finally:
             os.close(descriptor)
+
+    def _open_lock(self) -> int:
+        try:
+            return os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise _unwritable(self.path / "lock", error) from None
 
     # --- what is installed, what is to be reported --------------------------------------------------------------------
 
@@ -248,11 +262,15 @@ class StateFolder:
         try:
             _replace(path, msgspec.json.format(msgspec.json.encode(value), indent=1))
         except OSError as error:
-            raise RefusedError(
-                f"{path} cannot be written: {error.strerror}.",
-                hint="Make room on the disk, or check who owns the folder.",
-                code="state-folder",
-            ) from None
+            raise _unwritable(path, error) from None
+
+
+def _unwritable(path: Path, error: OSError) -> RefusedError:
+    return RefusedError(
+        f"{path} cannot be written: {error.strerror}.",
+        hint="Make room on the disk, or check who owns the folder.",
+        code="state-folder",
+    )
 
 
 _DAMAGED_HINT: Final = "Restore the file from a copy, or move it away and log in again."

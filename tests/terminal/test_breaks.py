@@ -238,8 +238,9 @@ async def test_names_that_cannot_be_are_refused_before_dialling(folder: StateFol
 
 
 async def test_a_server_that_hangs_up_on_tls_is_unavailable_with_a_reason(folder: StateFolder) -> None:
-    async def hangs_up(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.transport.abort()
+    async def hangs_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.close()
 
     async with await asyncio.start_server(hangs_up, "127.0.0.1", 0) as server:
         url = f"wss://127.0.0.1:{server.sockets[0].getsockname()[1]}"
