@@ -7,11 +7,13 @@ UnavailableError means try again.
 
 import asyncio
 import contextlib
+import functools
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 from msgspec import structs
 from websockets.exceptions import WebSocketException
@@ -30,8 +32,10 @@ from terminal.state import Identity, StateFolder
 AGENT_SECONDS: Final = 5.0
 _AGENT_RETRY_SECONDS: Final = 0.1
 _EARLY_MESSAGES: Final = 64
+_JOINS: Final = 3
 
 Answer = TypeVar("Answer", bound=Message)
+Join: TypeAlias = Callable[[], Awaitable[tuple[Link, bool]]]
 
 
 async def enrol(
@@ -91,17 +95,19 @@ async def open_client(folder: StateFolder, *, device: DeviceInfo | None = None) 
     """
     identity = folder.identity()
     async with AsyncExitStack() as stack:
-        link = await _open_link(folder, identity, device, stack)
-        yield Client(folder, identity, link)
+        joins = functools.partial(_open_link, folder, identity, device, stack)
+        link, is_local = await joins()
+        yield Client(folder, identity, link, joins if is_local else None)
 
 
 class Client:
     """An account's devices, programs and syncs, as seen from this terminal. Use `open_client`."""
 
-    def __init__(self, folder: StateFolder, identity: Identity, link: Link) -> None:
+    def __init__(self, folder: StateFolder, identity: Identity, link: Link, join_again: Join | None = None) -> None:
         self.identity = identity
         self._folder = folder
         self._link = link
+        self._join_again = join_again  # set while another process has the connection, which may end before this one
 
     async def devices(self) -> tuple[DeviceRow, ...]:
         """Return all devices of the account, this one too."""
@@ -151,12 +157,12 @@ class Client:
             everyone=everyone,
             version=version,
         )
-        watch = SyncWatch(program, self.sync_result, self._link.leave)
+        watch = SyncWatch(program, self.sync_result, self._leave, self._resume)
         self._link.listen(watch)
         try:
             pages = await self._ask(request, messages.SyncAccepted)
         except BaseException:
-            self._link.leave(watch)
+            self._leave(watch)
             raise
         watch.accepted(pages)
         return watch
@@ -195,11 +201,40 @@ class Client:
 
     async def _ask(self, request: Request, answer: type[Answer]) -> list[Answer]:
         _check(request)
-        pages = await self._link.request(request)
+        pages = await self._pages(request)
         right: list[Answer] = [page for page in pages if isinstance(page, answer)]
         if len(right) != len(pages):
             raise ProtocolError(f"The hub answered a {messages.kind_of(request)} with something else.")
         return right
+
+    async def _pages(self, request: Request) -> list[AnyMessage]:
+        """Send `request`; again when the process that had the connection ended meanwhile: each is safe to repeat."""
+        for _ in range(_JOINS):
+            try:
+                return await self._link.request(request)
+            except LockstepError:
+                if self._link.error is None:
+                    raise
+            await self._rejoin()
+        return await self._link.request(request)
+
+    async def _rejoin(self) -> None:
+        """Speak through another process, or be the one that has the connection. Raises why the link ended if own."""
+        if self._link.error is None:
+            return
+        if self._join_again is None:
+            raise self._link.error
+        self._link, is_local = await self._join_again()
+        if not is_local:
+            self._join_again = None
+
+    async def _resume(self, watch: "SyncWatch") -> None:
+        await self._rejoin()
+        self._link.listen(watch)
+        watch.resumed(await self.sync_result(watch.sync))
+
+    def _leave(self, watch: "SyncWatch") -> None:
+        self._link.leave(watch)
 
 
 class SyncWatch:
@@ -213,6 +248,7 @@ class SyncWatch:
         program: str,
         result: Callable[[str], Awaitable[tuple[TargetRow, ...]]],
         leave: Callable[["SyncWatch"], None],
+        resume: Callable[["SyncWatch"], Awaitable[None]],
     ) -> None:
         self.sync = ""
         self.program = program
@@ -221,6 +257,8 @@ class SyncWatch:
         self.outcome = ""
         self._result = result
         self._leave = leave
+        self._resume = resume
+        self._has_rows = False  # until then what comes unasked waits: it is newer than the rows that were asked for
         self._early: list[AnyMessage] = []
         self._error: LockstepError | None = None
         self._changed = asyncio.Event()
@@ -228,19 +266,22 @@ class SyncWatch:
     def accepted(self, pages: list[messages.SyncAccepted]) -> None:
         """Take the answer to the request, then what has come since."""
         self.sync, self.program = pages[0].sync, pages[0].program
-        self._take([row for page in pages for row in page.targets])
-        early, self._early = self._early, []
-        for message in early:
-            self.put(message)
+        self._begin(row for page in pages for row in page.targets)
 
     def put(self, message: AnyMessage) -> None:
         """Take an unasked message of the link."""
         if not isinstance(message, (messages.SyncUpdate, messages.SyncDone)):
             return
-        if not self.sync:
+        if not self._has_rows:
             self._early = [*self._early, message][-_EARLY_MESSAGES:]
         elif message.sync == self.sync:
             self._apply(message)
+
+    def resumed(self, rows: tuple[TargetRow, ...]) -> None:
+        """Take how all targets stand on another link; `sync_done` may have gone to the one before."""
+        self._begin(rows)
+        if all(row.state in life.FINAL for row in rows):
+            self.ended, self.outcome = True, life.outcome_of(Counter(row.state for row in rows))
 
     def end(self, error: LockstepError) -> None:
         """The link has ended."""
@@ -264,7 +305,8 @@ class SyncWatch:
                 if self._error is None:
                     await self._changed.wait()
                 if self._error is not None and not self.ended:
-                    raise self._error
+                    self._error, self._has_rows = None, False
+                    await self._resume(self)
         finally:
             self._leave(self)
 
@@ -275,7 +317,15 @@ class SyncWatch:
             self.ended, self.outcome = True, message.outcome
         self._changed.set()
 
-    def _take(self, rows: "list[TargetRow] | tuple[TargetRow, ...]") -> None:
+    def _begin(self, rows: Iterable[TargetRow]) -> None:
+        """Take all rows as they stood when asked for, then what has come since."""
+        self._take(rows)
+        self._has_rows = True
+        early, self._early = self._early, []
+        for message in early:
+            self.put(message)
+
+    def _take(self, rows: Iterable[TargetRow]) -> None:
         self.targets.update({row.terminal: row for row in rows})
 
     async def _complete(self) -> None:
@@ -316,20 +366,22 @@ def _keep(folder: StateFolder, identity: Identity, device: DeviceInfo) -> None:
     folder.save_identity(identity)
 
 
-async def _open_link(folder: StateFolder, identity: Identity, device: DeviceInfo | None, stack: AsyncExitStack) -> Link:
-    """Return a link through the agent or to the hub; a short command that holds the lock is waited for."""
+async def _open_link(
+    folder: StateFolder, identity: Identity, device: DeviceInfo | None, stack: AsyncExitStack
+) -> tuple[Link, bool]:
+    """Return a link through another process (True) or to the hub; one that only begins to serve is waited for."""
     give_up_at = asyncio.get_running_loop().time() + AGENT_SECONDS
     while True:
         try:
             stack.enter_context(folder.lock())
         except RefusedError:
             with contextlib.suppress(OSError, WebSocketException):
-                return await stack.enter_async_context(local_link(folder))
+                return await stack.enter_async_context(local_link(folder)), True
             if asyncio.get_running_loop().time() >= give_up_at:
                 raise
             await asyncio.sleep(_AGENT_RETRY_SECONDS)
         else:
-            return await stack.enter_async_context(_hub_link(folder, identity, device))
+            return await stack.enter_async_context(_hub_link(folder, identity, device)), False
 
 
 @asynccontextmanager

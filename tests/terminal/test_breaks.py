@@ -247,3 +247,37 @@ async def test_a_server_that_hangs_up_on_tls_is_unavailable_with_a_reason(folder
         with pytest.raises(LockstepError, match=r"cannot be reached: [^.]"):
             async with receiving(folder, url):
                 pytest.fail("connected")
+
+
+# --- whoever has the connection may end first -------------------------------------------------------------------------
+
+
+async def test_a_command_that_was_served_by_another_goes_on_when_that_one_ends(folder: StateFolder) -> None:
+    def target(state: str) -> messages.TargetRow:
+        return messages.TargetRow(terminal="t-2", name="PC", state=state)
+
+    async def accepts(peer: Peer) -> None:
+        await peer.open()
+        request = await peer.hear(messages.Sync)
+        queued = messages.SyncAccepted(re=request.id, sync="s-1", program="hello", targets=(target("queued"),))
+        await peer.say(queued)
+        await hang_up(peer)
+
+    async def goes_on(peer: Peer) -> None:
+        await peer.open()
+        request = await peer.hear(messages.SyncRequest)
+        under_way = messages.SyncResult(re=request.id, sync="s-1", targets=(target("downloading"),))
+        await peer.say(under_way, messages.SyncUpdate(sync="s-1", targets=(target("done"),)))
+        await peer.say(messages.SyncDone(sync="s-1", program="hello", outcome="done", counts={"done": 1}))
+        await hang_up(peer)
+
+    async with hub(accepts, goes_on) as url:
+        folder.save_identity(identity_at(url))
+        first = open_client(folder, device=DEVICE)
+        await first.__aenter__()
+        async with open_client(folder, device=DEVICE) as second:
+            watch = await second.sync("hello", targets=("t-2",))
+            await first.__aexit__(None, None, None)
+            async for _ in watch.changes():
+                pass
+            assert (watch.ended, watch.outcome, watch.targets["t-2"].state) == (True, "done", "done")
