@@ -25,6 +25,7 @@ from terminal.installers.tasks import InstallResult, InstallTask, RunnerSettings
 # PIP_CONFIG_FILE=os.devnull makes pip read no configuration file at all; `--isolated` alone still reads the system's.
 PIP_ENVIRONMENT: Final = {**ENVIRONMENT, "PIP_CONFIG_FILE": os.devnull}
 PIP_OPTIONS: Final = ("--isolated", "--disable-pip-version-check", "--no-input", "--no-cache-dir", "--no-color")
+WORK_PREFIX: Final = ".install-"
 INSTALL_OPTIONS: Final = ("--no-index", "--no-deps", "--force-reinstall", "--no-compile", "--only-binary=:all:")
 
 
@@ -52,7 +53,9 @@ class WheelRunner:
         _require_pip()
         async with runner_lock(self._lock_file, self._seconds) as lock:
             await self._create_environment(lock)
-            with tempfile.TemporaryDirectory(dir=self._environment, prefix=".install-") as folder:
+            for left in self._environment.glob(f"{WORK_PREFIX}*"):  # by a terminal that was killed: this has the lock
+                shutil.rmtree(left, ignore_errors=True)
+            with tempfile.TemporaryDirectory(dir=self._environment, prefix=WORK_PREFIX) as folder:
                 file = Path(folder, name)
                 await asyncio.to_thread(_link_or_copy, task.file, file)
                 await self._pip(file, lock)

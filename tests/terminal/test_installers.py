@@ -402,6 +402,15 @@ async def test_a_wheel_is_installed_upgraded_and_downgraded_in_a_private_environ
     assert (await run_program([str(python), "-c", program], seconds=10)).output == "1.0\n"
 
 
+async def test_what_a_killed_terminal_left_in_the_environment_goes_with_the_next_wheel(tmp_path: Path) -> None:
+    left = tmp_path / "terminal/wheel-environment/.install-killed"
+    left.mkdir(parents=True)
+    (left / "hello_lockstep-1.0-py3-none-any.whl").write_bytes(b"a link that kept the bytes of an installer for ever")
+    result = await runner_for(tmp_path / "terminal", "wheel").install(wheel_task(build_wheel(tmp_path, "1.0"), "1.0"))
+    assert_installed(result, "1.0")
+    assert list(left.parent.glob(".install-*")) == []
+
+
 async def test_a_wheel_with_requirements_is_installed_and_says_they_are_missing(tmp_path: Path) -> None:
     file = build_wheel(tmp_path, "1.0", requires="not-there>=2")
     result = await runner_for(tmp_path, "wheel").install(wheel_task(file, "1.0"))
