@@ -4,10 +4,10 @@ import time
 from collections.abc import Iterator
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from hub.passwords import Passwords
-from hub.records import Terminal, new_id
+from hub.records import IDENTIFIER, Terminal, new_id
 from hub.store import Row, Store, Transaction
 from protocol import limits
 from protocol.device import DeviceInfo
@@ -120,7 +120,7 @@ class Accounts:
             )
             row = await transaction.row("terminal", terminal_id=terminal)
             assert row is not None
-            return _terminal(row)
+            return structs.replace(_terminal(row), receives=receives)
 
         return await self._store.transaction(body)
 
@@ -128,7 +128,7 @@ class Accounts:
         """Change a terminal's name or device info. Raises ConflictError for a name another device has."""
 
         async def body(transaction: Transaction) -> Terminal:
-            wanted = terminal.name if name is None else _one_line(name)
+            wanted = terminal.name if name is None else _allowed_name(name)
             if not wanted or await _is_taken(transaction, terminal.account_id, terminal.terminal_id, wanted):
                 raise ConflictError(f"Another device of this account is called {wanted!r}.", code="name-taken")
             await transaction.rows(
@@ -194,7 +194,6 @@ def _terminal(row: Row) -> Terminal:
         device=msgspec.json.decode(row["device"], type=DeviceInfo),
         address=row["address"],
         connection=row["connection"],
-        receives=bool(row["receives"]),
         last_seen_at=row["last_seen_at"],
     )
 
@@ -205,15 +204,18 @@ async def _is_taken(transaction: Transaction, account_id: str, terminal: str, na
 
 
 async def _free_name(transaction: Transaction, account_id: str, terminal: str, wanted: str) -> str:
-    for name in _names(_one_line(wanted) or "device"):
+    for name in _names(_allowed_name(wanted) or "device"):
         if not await _is_taken(transaction, account_id, terminal, name):
             return name
     raise ConflictError(f"Every name like {wanted!r} is taken.", code="name-taken")
 
 
-def _one_line(name: str) -> str:
-    """Names go into logs and tables: what cannot be printed, a line break first of all, becomes a space."""
-    return "".join(character if character.isprintable() else " " for character in name).strip()
+def _allowed_name(name: str) -> str:
+    """Return `name` as one printable line, for logs and tables. Raises UsageError for what means something else."""
+    line = "".join(character if character.isprintable() else " " for character in name).strip()
+    if line.casefold() == "all" or IDENTIFIER.fullmatch(line):
+        raise UsageError(f"A device cannot be called {line!r}: that is how others are meant.", code="bad-name")
+    return line
 
 
 def _names(wanted: str) -> Iterator[str]:

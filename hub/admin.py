@@ -15,12 +15,13 @@ from typing import Any, Final
 
 import msgspec
 
-from hub.app import Hub, open_hub
+from hub.app import DATABASE_NAME, Hub, open_hub
 from hub.catalogue import PublishOptions
 from hub.config import Settings
-from protocol.errors import LockstepError, UnavailableError, UsageError
+from protocol.errors import ConflictError, LockstepError, UnavailableError, UsageError
 
 SOCKET_NAME: Final = "admin.sock"
+_READS: Final = frozenset({"catalogue", "account list"})
 _LINE_BYTES: Final = 4 * 1024 * 1024
 _ASK_SECONDS: Final = 10.0
 _ANSWER_SECONDS: Final = 600.0
@@ -44,9 +45,15 @@ async def perform(hub: Hub, command: str, arguments: dict[str, Any]) -> Any:
 
 
 async def ask(settings: Settings, command: str, arguments: dict[str, Any]) -> Any:
-    """Have the running hub perform a command, or take the folder's lock and do it here."""
-    answer = await _ask_running(settings.data_folder, {"command": command, **arguments})
+    """Have the running hub perform a command, or take the folder's lock and do it here.
+
+    Raises UnavailableError where a command that only reads is asked of a folder with no hub in it.
+    """
+    folder = settings.data_folder
+    answer = await _ask_running(folder, {"command": command, **arguments})
     if answer is None:
+        if command in _READS and not (folder / DATABASE_NAME).exists():
+            raise UnavailableError(f"There is no hub's data in {folder}.", hint="Name the folder with --data.")
         async with open_hub(settings) as hub:
             return await perform(hub, command, arguments)
     if "error" in answer:
@@ -87,7 +94,7 @@ async def _answer(hub: Hub, reader: asyncio.StreamReader, writer: asyncio.Stream
             request = json.loads(await reader.readline())
         answer = {"result": await perform(hub, request.pop("command"), request)}
     except LockstepError as error:
-        usage = isinstance(error, UsageError)
+        usage = isinstance(error, UsageError) and not isinstance(error, ConflictError)
         answer = {"error": {"code": error.code, "message": error.message, "hint": error.hint, "usage": usage}}
     except (LookupError, ValueError, TypeError, AttributeError, RecursionError, TimeoutError, OSError) as error:
         answer = {"error": {"code": "usage", "message": f"Not a command: {error!r}", "hint": "", "usage": True}}
@@ -101,9 +108,9 @@ async def _answer(hub: Hub, reader: asyncio.StreamReader, writer: asyncio.Stream
 
 async def _ask_running(folder: Path, request: dict[str, Any]) -> dict[str, Any] | None:
     """Return the running hub's answer, or None when no hub runs on this folder."""
-    if not (folder / SOCKET_NAME).exists():
-        return None
     try:
+        if not (folder / SOCKET_NAME).exists():
+            return None
         with _short_path(folder) as path:
             reader, writer = await asyncio.open_unix_connection(path, limit=_LINE_BYTES)
     except (ConnectionRefusedError, FileNotFoundError):

@@ -9,6 +9,7 @@ import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Final
 
 from hub.accounts import Accounts
 from hub.catalogue import Catalogue
@@ -26,6 +27,8 @@ from protocol import limits
 from protocol.errors import BadFileError, RefusedError, UnavailableError
 from protocol.keys import SigningKey
 
+DATABASE_NAME: Final = "hub.db"
+
 
 class Hub:
     """The rooms of one open data folder."""
@@ -41,14 +44,16 @@ class Hub:
         self.catalogue = Catalogue(store, self.objects)
         self.accounts = Accounts(store, self.passwords, terminals_per_account=settings.terminals_per_account)
         self.deliveries = Deliveries(store, self.pokes)
-        self.syncs = Syncs(store, self.pokes, self.deliveries, self.presence.is_online)
+        self.syncs = Syncs(store, self.pokes, self.deliveries, self.presence.is_receiving)
 
 
 @asynccontextmanager
 async def open_hub(settings: Settings) -> AsyncIterator[Hub]:
     """Open the data folder, holding its lock. Raises RefusedError when another process has it."""
     with _lock(settings.data_folder):
-        store = await Store.open(settings.data_folder / "hub.db")
+        database = settings.data_folder / DATABASE_NAME
+        database.touch(mode=0o600)  # SQLite gives the files beside it the same mode
+        store = await Store.open(database)
         hub = Hub(settings, store, _load_key(settings.data_folder / "hub.key"))
         try:
             yield hub

@@ -5,9 +5,11 @@ disk before its row exists, so a crash between the two leaves bytes that nothing
 """
 
 import asyncio
+import re
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from msgspec import Struct, structs
@@ -21,6 +23,15 @@ from protocol.errors import BadFileError, ConflictError, UsageError
 from protocol.matching import Candidate, Selector
 from protocol.messages import InstallerOffer
 from protocol.versions import version_sort_key
+
+# How the two ends of a range compare.
+_RANGES: Final[dict[str, Callable[[Any], Any]]] = {
+    "screen_inches": float,
+    "density_dpi": int,
+    "resolution": lambda pixels: (max(pixels), min(pixels)),
+    "os_version": version_sort_key,
+}
+_PROGRAM_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
 class PublishOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -112,15 +123,30 @@ def _published(row: Row) -> Published:
 
 
 def describe_selector(selector: Selector) -> str:
-    """Say in a few words which devices an installer fits."""
+    """Say in a few words which devices an installer fits, leaving nothing out."""
     parts = ["/".join(selector.os_types)]
-    if selector.api_level_minimum is not None:
-        parts.append(f"API {selector.api_level_minimum}+")
-    if selector.os_version_minimum:
-        parts.append(f"{selector.os_version_minimum}+")
+    parts += _between("API ", selector.api_level_minimum, selector.api_level_maximum)
+    parts += _between("version ", selector.os_version_minimum, selector.os_version_maximum)
     lists = (selector.architectures, selector.form_factors, selector.models, selector.features_required)
     parts.extend("/".join(values) for values in lists if values)
+    parts.extend(f"not {value}" for value in (*selector.models_excluded, *selector.features_forbidden))
+    parts += _between("", selector.screen_inches_minimum, selector.screen_inches_maximum, " in")
+    parts += _between("", _pixels(selector.resolution_minimum), _pixels(selector.resolution_maximum), " px")
+    parts += _between("", selector.density_dpi_minimum, selector.density_dpi_maximum, " dpi")
     return ", ".join(parts)
+
+
+def _between(before: str, minimum: object, maximum: object, after: str = "") -> list[str]:
+    if not minimum and not maximum:
+        return []
+    if minimum == maximum:
+        return [f"{before}{minimum}{after}"]
+    words = f"{minimum}-{maximum}" if minimum and maximum else f"{minimum}+" if minimum else f"up to {maximum}"
+    return [f"{before}{words}{after}"]
+
+
+def _pixels(resolution: tuple[int, int] | None) -> str:
+    return f"{resolution[0]}x{resolution[1]}" if resolution else ""
 
 
 async def _add_rows(
@@ -183,7 +209,9 @@ def _merge(file_name: str, facts: InstallerFacts, options: PublishOptions) -> In
     try:
         given = structs.asdict(msgspec.convert({"os_types": list(facts.selector.os_types)} | options.given, Selector))
     except msgspec.ValidationError as error:
-        raise UsageError(f"What was given for {file_name} is wrong: {error}.") from None
+        what, _, where = str(error).partition(" - at `$.")
+        raise UsageError(f"What was given for {file_name} is wrong: {where.rstrip('`')}: {what}.") from None
+    _check_sense(file_name, given)
     for name in options.given:
         said, wanted = header[name], given[name]
         if said in (defaults[name], wanted):
@@ -199,8 +227,23 @@ def _merge(file_name: str, facts: InstallerFacts, options: PublishOptions) -> In
     )
 
 
+def _check_sense(file_name: str, given: dict[str, Any]) -> None:
+    """Refuse a range that ends before it begins and a model both named and excluded. Raises UsageError."""
+    for name, key in _RANGES.items():
+        low, high = given[f"{name}_minimum"], given[f"{name}_maximum"]
+        if low and high and key(low) > key(high):
+            raise UsageError(f"For {file_name} {name.replace('_', ' ')} {low} to {high} was given: nothing fits that.")
+    if both := set(given["models"]) & set(given["models_excluded"]):
+        raise UsageError(f"For {file_name} the model {both.pop()!r} was both named and excluded.")
+
+
 def _check_lengths(file_name: str, program: str, title: str, facts: InstallerFacts) -> None:
-    """Refuse what no message could carry. Raises BadFileError."""
+    """Refuse what no message could carry or no one could type. Raises BadFileError and UsageError."""
+    if not _PROGRAM_ID.fullmatch(program):
+        raise UsageError(
+            f"{program[:80]!r} is not a program id.",
+            hint="Letters, digits and . _ + - make one, and it begins with a letter or a digit.",
+        )
     longest = limits.IDENTIFIER_CHARACTERS
     for what, text, characters in (
         ("program id", program, longest),

@@ -14,20 +14,30 @@ import traceback
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, get_args
 
 import click
 
-from protocol.errors import LockstepError, UsageError
+from protocol.device import Architecture, FormFactor, OsType
+from protocol.errors import ConflictError, LockstepError, UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+
+def _choice(values: Any) -> click.Choice[str]:
+    return click.Choice(get_args(values), case_sensitive=False)
+
+
 _SELECTOR_OPTIONS: Final = {
-    "os_types": click.option("--os", "os_types", multiple=True, help="OS it is for: android, linux, windows ..."),
-    "architectures": click.option("--architecture", "architectures", multiple=True, help="x86_64, arm64 ..."),
+    "os_types": click.option("--os", "os_types", multiple=True, type=_choice(OsType), help="OS it is for."),
+    "architectures": click.option(
+        "--architecture", "architectures", multiple=True, type=_choice(Architecture), help="Architecture it is for."
+    ),
     "models": click.option("--model", "models", multiple=True, help="Model it is for; * and ? allowed."),
     "models_excluded": click.option("--exclude-model", "models_excluded", multiple=True, help="Model it is not for."),
-    "form_factors": click.option("--form-factor", "form_factors", multiple=True, help="phone, tablet, tv, car, pc ..."),
+    "form_factors": click.option(
+        "--form-factor", "form_factors", multiple=True, type=_choice(FormFactor), help="Form factor it is for."
+    ),
     "features_required": click.option("--feature", "features_required", multiple=True, help="Feature it needs."),
     "resolution": click.option("--resolution", help="Pixels: 1920x1080, or a range 1280x720-3840x2160."),
     "screen_inches": click.option("--screen-inches", help="Diagonal: 10, or a range 7-13."),
@@ -61,7 +71,7 @@ def _fail(error: LockstepError) -> None:
         click.echo(json.dumps({"error": {"code": error.code, "message": error.message, "hint": error.hint}}))
     else:
         click.echo(f"Error: {error}", err=True)
-    sys.exit(2 if isinstance(error, UsageError) else 1)
+    sys.exit(2 if isinstance(error, UsageError) and not isinstance(error, ConflictError) else 1)
 
 
 def _data_option(command: F) -> F:
@@ -241,11 +251,12 @@ def _given(selector: dict[str, Any]) -> dict[str, Any]:
     """Turn the options of `publish` into fields of a Selector. Raises UsageError for a range that is none."""
     given: dict[str, Any] = {}
     for name, value in selector.items():
-        if not value:
+        if value in (None, ()):
             continue
         if name in ("resolution", "screen_inches", "density_dpi", "os_version"):
             low, high = _range(name, value)
-            given |= {key: bound for key, bound in ((f"{name}_minimum", low), (f"{name}_maximum", high)) if bound}
+            bounds = ((f"{name}_minimum", low), (f"{name}_maximum", high))
+            given |= {key: bound for key, bound in bounds if bound != ""}
         else:
             given[name] = list(value)
     return given

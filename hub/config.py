@@ -72,14 +72,17 @@ def is_loopback(host: str) -> bool:
 def load_settings(file: Path | None, flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Settings:
     """Merge the file, the environment and the flags that are not None. Raises UsageError naming what is wrong."""
     merged = _read_file(file) if file else {}
-    for name in Settings.__struct_fields__:
-        if text := environment.get(ENVIRONMENT_PREFIX + name.upper()):
+    for variable, text in environment.items():
+        if variable.startswith(ENVIRONMENT_PREFIX) and text:
+            name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
             merged[name] = text.split(",") if name == "names" else text
     merged.update({name: value for name, value in flags.items() if value not in (None, ())})
+    _check_names(merged)
     try:
         settings = msgspec.convert(merged, Settings, strict=False)
     except msgspec.ValidationError as error:
-        raise UsageError(f"A setting is wrong: {error}.", hint=_near_setting(merged)) from None
+        what, _, where = str(error).partition(" - at `$.")
+        raise UsageError(f"The setting {where.rstrip('`')} is wrong: {what}.") from None
     _check(settings)
     return settings
 
@@ -94,13 +97,13 @@ def _read_file(file: Path) -> dict[str, Any]:
         raise UsageError(f"The settings file {file} is not valid TOML: {error}.") from None
 
 
-def _near_setting(merged: Mapping[str, Any]) -> str:
+def _check_names(merged: Mapping[str, Any]) -> None:
     fields = Settings.__struct_fields__
     for name in merged:
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=2)
-            return f"Did you mean {' or '.join(near)}?" if near else f"Settings are: {', '.join(fields)}."
-    return ""
+            hint = f"Did you mean {' or '.join(near)}?" if near else f"Settings are: {', '.join(fields)}."
+            raise UsageError(f"There is no setting {name!r}.", hint=hint)
 
 
 def _check(settings: Settings) -> None:

@@ -33,7 +33,7 @@ class Deliveries:
             assert last is not None
             self._revision = last["revision"]
             for row in await transaction.rows("under_way_anywhere"):
-                await self._put_back(transaction, row["terminal_id"], 0, {})
+                await self._put_back(transaction, row["terminal_id"], 0)
 
         await self._store.transaction(body)
 
@@ -123,17 +123,22 @@ class Deliveries:
 
         await self._store.transaction(body)
 
-    async def terminal_left(self, terminal: str, connection: int, sent: dict[str, int]) -> None:
-        """Put back what was under way on a socket that is gone, unless the terminal is back already.
+    async def add_sent(self, delivery: str, sent: int) -> None:
+        """Count stored bytes that went over a socket, however the delivery goes on."""
 
-        `sent` gives the stored bytes that went over that socket, by delivery.
-        """
+        async def body(transaction: Transaction) -> None:
+            await transaction.rows("add_sent", delivery_id=delivery, sent=sent, revision=self.next_revision())
+
+        await self._store.transaction(body)
+
+    async def terminal_left(self, terminal: str, connection: int) -> None:
+        """Put back what was under way on a socket that is gone, unless the terminal is back already."""
 
         async def body(transaction: Transaction) -> set[str]:
             if not await _is_current(transaction, terminal, connection):
                 return set()
             await self._give_reason(transaction, terminal, "offline")
-            return await self._put_back(transaction, terminal, connection, sent)
+            return await self._put_back(transaction, terminal, connection)
 
         for initiator in await self._store.transaction(body):
             self._pokes.poke("asked", initiator)
@@ -167,13 +172,10 @@ class Deliveries:
             "give_reason", terminal_id=terminal, reason=reason, revision=self.next_revision(), now=time.time()
         )
 
-    async def _put_back(
-        self, transaction: Transaction, terminal: str, connection: int, sent: dict[str, int]
-    ) -> set[str]:
+    async def _put_back(self, transaction: Transaction, terminal: str, connection: int) -> set[str]:
         rows = await transaction.rows("under_way_on", terminal_id=terminal)
         for row in rows:
-            sent_bytes = sent.get(row["delivery_id"], 0)
-            await self.move(transaction, row, life.State.QUEUED, "offline", "", connection=connection, sent=sent_bytes)
+            await self.move(transaction, row, life.State.QUEUED, "offline", "", connection=connection)
         return {row["initiator"] for row in rows}
 
     async def move(

@@ -53,12 +53,20 @@ class Delivery:
         self.owed = owed
         self._pack = pack
         self._sender = Sender(pack.manifest)
+        self._counted_bytes = 0
+        self.is_broken = False
         self.done_bytes = 0
 
     @property
     def sent_bytes(self) -> int:
         """Stored bytes handed to the socket so far."""
         return self._sender.stored_bytes_sent
+
+    def take_sent_bytes(self) -> int:
+        """Return the stored bytes sent since the last call, so that each is counted once."""
+        new = self.sent_bytes - self._counted_bytes
+        self._counted_bytes = self.sent_bytes
+        return new
 
     def offer(self) -> Offer:
         """The message that begins the transfer."""
@@ -86,7 +94,7 @@ class Delivery:
 
     def next_message(self, now: float) -> bytes | None:
         """Return the bytes of the next manifest page or frame that may go now, or None."""
-        due = self._sender.next(now)
+        due = None if self.is_broken else self._sender.next(now)
         if due is None:
             return None
         if isinstance(due, PageDue):

@@ -59,12 +59,17 @@ class Presence:
     def __init__(self) -> None:
         self.rosters: dict[str, Roster] = {}
         self._sockets: dict[str, int] = {}
+        self._receiving: set[str] = set()
         self._leaving: dict[str, _Leaving] = {}
 
     def join(self, account: str, row: DeviceRow, socket: int) -> int | None:
         """A terminal is there; return the older socket it replaces, if any. The account's roster must be loaded."""
         older = self._sockets.get(row.terminal)
         self._sockets[row.terminal] = socket
+        if row.online:
+            self._receiving.add(row.terminal)
+        else:
+            self._receiving.discard(row.terminal)
         leaving = self._leaving.pop(row.terminal, None)
         if leaving and leaving.row.online and not row.online:
             # A command without receiving comes between two runs of the agent: it takes nothing from the grace.
@@ -78,6 +83,7 @@ class Presence:
         if self._sockets.get(terminal) != socket:
             return False
         del self._sockets[terminal]
+        self._receiving.discard(terminal)
         row = self.rosters[account].row(terminal)
         if row is not None and terminal not in self._leaving:
             gone = structs.replace(row, last_seen=last_seen)
@@ -100,11 +106,9 @@ class Presence:
                     structs.replace(current, online=False, last_seen=leaving.row.last_seen)
                 )
 
-    def is_online(self, account: str, terminal: str) -> bool:
-        """Whether the list shows this terminal as online."""
-        roster = self.rosters.get(account)
-        row = roster.row(terminal) if roster else None
-        return row is not None and row.online
+    def is_receiving(self, terminal: str) -> bool:
+        """Whether this terminal receives here and now; the list goes on showing one as online for the grace."""
+        return terminal in self._receiving
 
     def socket_of(self, terminal: str) -> int | None:
         """The terminal's newest socket here."""

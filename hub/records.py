@@ -1,5 +1,6 @@
 """The hub's nouns: frozen values that pass between the store, the catalogue and the session."""
 
+import re
 import secrets
 from typing import Final
 
@@ -10,6 +11,7 @@ from protocol.matching import Selector
 from protocol.messages import InstallerOffer, SyncDone, TargetRow
 
 _IDENTIFIER_ALPHABET: Final = "23456789abcdefghjkmnpqrstuvwxyz"  # nothing that looks like something else
+IDENTIFIER: Final = re.compile(f"[a-z]-[{_IDENTIFIER_ALPHABET}]{{10}}")
 
 
 class InstallerFacts(Struct, frozen=True, kw_only=True):
@@ -34,7 +36,10 @@ class InstallerFacts(Struct, frozen=True, kw_only=True):
 
 
 class Terminal(Struct, frozen=True, kw_only=True):
-    """One device of an account as the hub knows it. `connection` counts its logins; times are Unix seconds."""
+    """One device of an account as the hub knows it.
+
+    `connection` counts its logins, and `receives` says whether this one is there to receive; times are Unix seconds.
+    """
 
     terminal_id: str
     account_id: str
@@ -44,8 +49,8 @@ class Terminal(Struct, frozen=True, kw_only=True):
     device: DeviceInfo
     address: str
     connection: int
-    receives: bool
     last_seen_at: float
+    receives: bool = False
 
 
 class StoredObject(Struct, frozen=True, kw_only=True):

@@ -53,7 +53,8 @@ class Resolver:
                 detail=f"It has {installed['version']}, newer than {file['file_version']}; "
                 f"say --version {found.chosen.version} to go back.",
             )
-        return structs.replace(base, state="queued", reason=reason_to_wait, detail=_bounded(found.sentence))
+        when = " It is sent when the device is back." if reason_to_wait == "offline" else ""
+        return structs.replace(base, state="queued", reason=reason_to_wait, detail=_bounded(found.sentence + when))
 
     def _is_downgrade(self, installed: str, file: Row) -> bool:
         return compare_versions(installed, file["file_version"]) > 0

@@ -1,7 +1,7 @@
 """Syncs: the database side of asking: plan, accept, cancel and look up.
 
-Everything is looked up by (account, id), so another account's id answers exactly as one that does not exist. Who is
-online comes in as a callable.
+Everything is looked up by (account, id), so another account's id answers exactly as one that does not exist. Who
+receives now comes in as a callable.
 """
 
 import difflib
@@ -46,13 +46,11 @@ class Accepted(Struct, frozen=True):
 class Syncs:
     """The syncs of one hub."""
 
-    def __init__(
-        self, store: Store, pokes: Pokes, deliveries: Deliveries, is_online: Callable[[str, str], bool]
-    ) -> None:
+    def __init__(self, store: Store, pokes: Pokes, deliveries: Deliveries, is_receiving: Callable[[str], bool]) -> None:
         self._store = store
         self._pokes = pokes
         self._deliveries = deliveries
-        self._is_online = is_online
+        self._is_receiving = is_receiving
 
     async def programs(self, terminal: Terminal, request: Programs) -> tuple[list[ProgramRow], bool]:
         """Return a page of programs and whether another follows."""
@@ -89,6 +87,7 @@ class Syncs:
 
         Raises UnknownNameError for an unknown program or target, UsageError when there is no target.
         """
+        superseded: set[str] = set()
 
         async def body(transaction: Transaction) -> Accepted:
             known = await transaction.row(
@@ -98,12 +97,15 @@ class Syncs:
                 rows = await transaction.rows("targets_of_sync", sync_id=known["sync_id"])
                 return Accepted(known["sync_id"], known["program_id"], tuple(map(target_row, rows)))
             targets = await self._resolve(transaction, terminal, request)
-            return await self._commit(transaction, terminal, request, targets)
+            accepted = await self._commit(transaction, terminal, request, targets)
+            superseded.update(await self._supersede(transaction, accepted))
+            return accepted
 
         accepted = await self._store.transaction(body)
         for target in accepted.targets:
             self._pokes.poke("owed", target.terminal)
-        self._pokes.poke("asked", terminal.terminal_id)
+        for initiator in (terminal.terminal_id, *superseded):
+            self._pokes.poke("asked", initiator)
         return accepted
 
     async def targets(self, terminal: Terminal, sync: str) -> tuple[TargetRow, ...]:
@@ -116,22 +118,30 @@ class Syncs:
         return await self._store.transaction(body)
 
     async def cancel(self, terminal: Terminal, sync: str) -> tuple[int, int]:
-        """End what has not begun to install; return how many were cancelled and how many were too late."""
+        """End what has not begun to install; return how many targets are cancelled now and for how many it is too late.
 
-        async def body(transaction: Transaction) -> tuple[int, list[str], str]:
+        Asking again changes nothing and answers the same.
+        """
+
+        async def body(transaction: Transaction) -> tuple[int, int, list[str], str]:
             row = await _sync_of(transaction, terminal, sync)
-            open_deliveries = await transaction.rows("cancellable", sync_id=sync)
-            stopped = [found for found in open_deliveries if life.State(found["state"]) in life.CANCELLABLE]
+            stopped = [
+                found
+                for found in await transaction.rows("open_deliveries", sync_id=sync)
+                if life.State(found["state"]) in life.CANCELLABLE
+            ]
             for found in stopped:
                 detail = f"Cancelled by {terminal.name}."
                 await self._deliveries.move(transaction, found, life.State.CANCELLED, "by-initiator", detail)
-            return len(open_deliveries) - len(stopped), [found["terminal_id"] for found in stopped], row["initiator"]
+            states = await count_states(transaction, sync)
+            cancelled = states.pop(life.State.CANCELLED, 0)
+            return cancelled, sum(states.values()), [found["terminal_id"] for found in stopped], row["initiator"]
 
-        too_late, terminals, initiator = await self._store.transaction(body)
+        cancelled, too_late, terminals, initiator = await self._store.transaction(body)
         for target in terminals:
             self._pokes.poke("owed", target)
         self._pokes.poke("asked", initiator)
-        return len(terminals), too_late
+        return cancelled, too_late
 
     async def history(self, terminal: Terminal, before: str) -> tuple[list[SyncRow], bool]:
         """Return a page of the account's syncs, newest first, and whether another follows."""
@@ -212,7 +222,7 @@ class Syncs:
     async def _targets(self, transaction: Transaction, terminal: Terminal, request: Plan | Sync) -> list[Row]:
         rows = await transaction.rows("terminals_of_account", account_id=terminal.account_id)
         if request.everyone:
-            chosen = [row for row in rows if row["receives"] and row["terminal_id"] != terminal.terminal_id]
+            chosen = [row for row in rows if row["receiver"] and row["terminal_id"] != terminal.terminal_id]
         else:
             by_id = {row["terminal_id"]: row for row in rows}
             wanted = dict.fromkeys(request.targets)
@@ -227,7 +237,7 @@ class Syncs:
         return chosen
 
     def _reason_to_wait(self, target: Row) -> str:
-        return "waiting" if self._is_online(target["account_id"], target["terminal_id"]) else "offline"
+        return "waiting" if self._is_receiving(target["terminal_id"]) else "offline"
 
     async def _commit(
         self, transaction: Transaction, terminal: Terminal, request: Sync, targets: list[TargetRow]
@@ -248,6 +258,23 @@ class Syncs:
         await transaction.many("add_delivery", [self._delivery_columns(sync, target, now) for target in committed])
         await end_if_over(transaction, sync, now)
         return Accepted(sync, request.program, tuple(committed))
+
+    async def _supersede(self, transaction: Transaction, accepted: Accepted) -> set[str]:
+        """End what these targets are owed of another installer of the program; return who had asked for it.
+
+        What has begun to install goes on, and the newer waits for it.
+        """
+        initiators: set[str] = set()
+        for target in accepted.targets:
+            if target.state != life.State.QUEUED:
+                continue
+            for row in await transaction.rows(
+                "superseded_by", terminal_id=target.terminal, program_id=accepted.program, digest=target.digest
+            ):
+                detail = f"A newer request brings {target.version}."
+                await self._deliveries.move(transaction, row, life.State.SUPERSEDED, "newer-request", detail)
+                initiators.add(row["initiator"])
+        return initiators
 
     def _delivery_columns(self, sync: str, target: TargetRow, now: float) -> dict[str, Any]:
         revision = self._deliveries.next_revision()

@@ -29,7 +29,7 @@ from hub.syncs import SYNCS_TOLD_AT_ONCE, Syncs
 from protocol import codec, limits, messages
 from protocol.errors import BadDataError, LockstepError, ProtocolError, UnavailableError
 from protocol.keys import SigningKey
-from protocol.life import State
+from protocol.life import FINAL, State
 from protocol.liveness import Liveness
 from protocol.messages import Message, TargetRow
 
@@ -37,8 +37,7 @@ log: Final = logging.getLogger("lockstep.hub")
 
 CLOSE_TOO_SLOW: Final = 4002
 CLOSE_SECONDS: Final = 2.0
-# What ends a transfer in a report, and the close codes the library itself sends (RFC 6455 section 7.4.1).
-_ENDS_TRANSFER: Final = frozenset({State.DONE, State.FAILED})
+# The close codes the library itself sends (RFC 6455 section 7.4.1).
 _LIBRARY_CLOSES: Final = frozenset({1002, 1007, 1009})
 
 
@@ -257,7 +256,7 @@ class TerminalSocket:
 
     def _break_transfer(self, delivery: Delivery, error: BadDataError) -> None:
         log.error("%s", error)
-        self._stop_transfer()
+        delivery.is_broken = True
         self._inbox.put_nowait(brain.TransferBroken(delivery.owed.delivery, error.code, error.message))
 
     async def _send_within(self, sending: Any) -> None:
@@ -340,6 +339,8 @@ class TerminalSocket:
                 case brain.Admit():
                     return brain.Admitted(await self._admit(action))
         except LockstepError as error:
+            if isinstance(error, UnavailableError):
+                log.error("%s: %s", self, error)
             return brain.Failed(error.code, error.message, error.hint)
 
     async def _admit(self, admit: brain.Admit) -> Terminal:
@@ -387,6 +388,8 @@ class TerminalSocket:
             )
         if renamed is not None:
             self._session.terminal = renamed
+        if isinstance(request, messages.Sync) and isinstance(answer[0], messages.SyncAccepted):
+            log.info("%s asked for %s: sync %s", self, request.program, answer[0].sync)
         return answer
 
     async def _deliver(self, action: brain.Action) -> brain.Event | None:
@@ -400,15 +403,11 @@ class TerminalSocket:
             case brain.CheckLive(delivery):
                 return brain.LiveChecked(delivery, await deliveries.is_live(delivery, me.terminal_id))
             case brain.Report(state):
-                sent = self._sent_bytes(state.delivery) if state.state in _ENDS_TRANSFER else 0
-                running = self._delivery
-                if running and running.owed.delivery == state.delivery and state.state != State.DOWNLOADING:
-                    self._services.forget_progress(running.owed)
-                return brain.Reported(state, await deliveries.report(me.terminal_id, me.connection, state, sent=sent))
+                return brain.Reported(state, await self._report(state))
             case brain.StartTransfer(owed):
                 return self._start_transfer(owed)
             case brain.StopTransfer():
-                self._stop_transfer()
+                await self._stop_transfer()
             case brain.FeedWant(want):
                 return self._feed_want(want)
             case brain.FeedProgress(progress):
@@ -445,14 +444,25 @@ class TerminalSocket:
         self._wake.set()
         return None
 
-    def _stop_transfer(self) -> None:
-        if self._delivery is not None:
-            self._services.forget_progress(self._delivery.owed)
-            self._delivery = None
+    async def _report(self, state: messages.State) -> str:
+        sent = 0
+        if self._delivery is not None and self._delivery.owed.delivery == state.delivery:
+            if state.state != State.DOWNLOADING:
+                self._services.forget_progress(self._delivery.owed)
+            if state.state in FINAL:
+                sent = self._delivery.take_sent_bytes()
+        me = self._me
+        answer = await self._services.deliveries.report(me.terminal_id, me.connection, state, sent=sent)
+        if answer == "noted" and state.state in FINAL:
+            log.info("%s: delivery %s %s %s", self, state.delivery, state.state, state.reason)
+        return answer
 
-    def _sent_bytes(self, delivery: str) -> int:
-        running = self._delivery
-        return running.sent_bytes if running and running.owed.delivery == delivery else 0
+    async def _stop_transfer(self) -> None:
+        delivery, self._delivery = self._delivery, None
+        if delivery is not None:
+            self._services.forget_progress(delivery.owed)
+            if sent := delivery.take_sent_bytes():
+                await self._services.deliveries.add_sent(delivery.owed.delivery, sent)
 
     async def _read_changes(self, since: int) -> brain.Event:
         changes = await self._services.syncs.changes(self._me.terminal_id, since)
@@ -473,16 +483,15 @@ class TerminalSocket:
             services.sockets_before_login -= 1
             return
         me = self._me
-        sent = {self._delivery.owed.delivery: self._delivery.sent_bytes} if self._delivery else {}
-        self._stop_transfer()
         # Presence first: it must not show a terminal as there for ever because the database could not write.
         newest = services.presence.leave(
             me.account_id, me.terminal_id, self.number, now=self._loop.time(), last_seen=time.time()
         )
         try:
+            await self._stop_transfer()
             await services.accounts.seen(me.terminal_id)
             if newest:
-                await services.deliveries.terminal_left(me.terminal_id, me.connection, sent)
+                await services.deliveries.terminal_left(me.terminal_id, me.connection)
         except UnavailableError as error:
             log.error("%s", error)  # the next start puts back what was under way
         log.info("%s disconnected", self)

@@ -54,6 +54,7 @@ class Check(Struct, frozen=True):
 def run_demo(*, keep: bool) -> int:
     """Run the demonstration; return its exit code: 0 when everything was found as it should be."""
     began = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends what it started, as Ctrl-C does
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lockstep-demo-")))
         demo = Demo(folder, stack)

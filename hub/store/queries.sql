@@ -39,7 +39,7 @@ UPDATE terminals SET name = :name, sealing_key = :sealing_key, device = :device,
 WHERE terminal_id = :terminal_id;
 
 -- name: count_login
-UPDATE terminals SET connection = connection + 1, receives = :receives, device = :device, address = :address,
+UPDATE terminals SET connection = connection + 1, receiver = receiver OR :receives, device = :device, address = :address,
     last_seen_at = :now
 WHERE terminal_id = :terminal_id RETURNING connection;
 
@@ -184,9 +184,16 @@ UPDATE deliveries SET state = :state, reason = :reason, detail = :detail, is_fin
 WHERE delivery_id = :delivery_id AND is_final = 0
 RETURNING sync_id;
 
--- name: cancellable
-SELECT d.delivery_id, d.terminal_id, d.state, d.connection FROM deliveries d
-WHERE d.sync_id = :sync_id AND d.is_final = 0;
+-- name: add_sent
+UPDATE deliveries SET sent = sent + :sent, revision = :revision WHERE delivery_id = :delivery_id;
+
+-- name: open_deliveries
+SELECT delivery_id, terminal_id, state FROM deliveries WHERE sync_id = :sync_id AND is_final = 0;
+
+-- name: superseded_by
+SELECT d.delivery_id, s.initiator FROM deliveries d JOIN syncs s ON s.sync_id = d.sync_id
+WHERE d.terminal_id = :terminal_id AND d.is_final = 0 AND d.state <> 'installing' AND s.program_id = :program_id
+    AND d.digest <> :digest;
 
 -- name: under_way_on
 SELECT d.delivery_id, d.connection, s.initiator FROM deliveries d JOIN syncs s ON s.sync_id = d.sync_id

@@ -7,7 +7,8 @@ CREATE TABLE accounts (
     created_at    DOUBLE PRECISION NOT NULL
 );
 
--- A device of an account. `connection` counts its logins: what an older socket still says changes nothing.
+-- A device of an account. `connection` counts its logins: what an older socket still says changes nothing. `receiver`
+-- says that it has ever connected to receive: only such devices are meant by "all".
 CREATE TABLE terminals (
     terminal_id  TEXT PRIMARY KEY,
     account_id   TEXT NOT NULL REFERENCES accounts,
@@ -17,7 +18,7 @@ CREATE TABLE terminals (
     device       BLOB NOT NULL,
     address      TEXT NOT NULL,
     connection   INTEGER NOT NULL DEFAULT 0,
-    receives     INTEGER NOT NULL DEFAULT 0,
+    receiver     INTEGER NOT NULL DEFAULT 0,
     created_at   DOUBLE PRECISION NOT NULL,
     last_seen_at DOUBLE PRECISION NOT NULL,
     UNIQUE (account_id, device_key),

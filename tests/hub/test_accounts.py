@@ -79,3 +79,11 @@ async def test_each_login_has_the_next_connection_number(tmp_path: Path) -> None
         again = await hub.accounts.count_login(terminal.terminal_id, PC, "", receives=False)
         assert again.connection == terminal.connection + 1
         assert not again.receives
+
+
+@pytest.mark.parametrize("name", ["all", "ALL", "t-58abcdefgh"])
+async def test_a_name_that_means_something_else_is_refused(name: str, tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        account = await add_account(hub)
+        with pytest.raises(UsageError, match="cannot be called"):
+            await hub.accounts.enrol(account, enrol_message(name), "")

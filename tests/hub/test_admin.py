@@ -13,7 +13,7 @@ import pytest
 from hub.admin import SOCKET_NAME, ask, serve_admin
 from hub.app import Hub, open_hub
 from hub.config import Settings
-from protocol.errors import RefusedError, UsageError
+from protocol.errors import LockstepError, RefusedError
 from tests.harness.installers import make_installer
 from tests.hub.rooms import PASSWORD, open_rooms
 
@@ -72,11 +72,11 @@ async def test_a_command_gives_the_same_through_a_running_hub_and_in_process(tmp
         first = await ask(settings, "publish", file)
         assert await ask(settings, "account add", account) == {"account": "ada"}
         through_hub = await ask(settings, "catalogue", {})
-        with pytest.raises(UsageError) as running:
+        with pytest.raises(LockstepError) as running:
             await ask(settings, "account add", account)
     assert as_json(await ask(settings, "publish", file)) == first | {"new": False}
     assert as_json(await ask(settings, "catalogue", {})) == through_hub
-    with pytest.raises(UsageError) as in_process:
+    with pytest.raises(LockstepError) as in_process:
         await ask(settings, "account add", account)
     assert str(running.value) == str(in_process.value)
 

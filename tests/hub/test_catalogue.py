@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from hub.app import Hub
-from hub.catalogue import PublishOptions
+from hub.catalogue import PublishOptions, describe_selector
 from protocol import limits
 from protocol.device import InstallerKind
-from protocol.errors import BadFileError, ConflictError
+from protocol.errors import BadFileError, ConflictError, UsageError
+from protocol.matching import Selector
 from tests.harness.installers import make_installer
 from tests.hub.rooms import open_rooms
 
@@ -83,9 +84,47 @@ async def test_what_no_message_could_carry_is_refused_before_anything_is_stored(
         for given in (
             PublishOptions(program="p" * (limits.IDENTIFIER_CHARACTERS + 1)),
             PublishOptions(title="t" * (limits.TEXT_CHARACTERS + 1)),
-            PublishOptions(program="two\nlines"),
         ):
             with pytest.raises(BadFileError, match="cannot be published"):
                 await hub.catalogue.publish(installer, given)
         assert await hub.catalogue.listing() == []
         assert (await hub.catalogue.publish(installer, PublishOptions(program="p" * 128, title="t" * 1024))).new
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"screen_inches_minimum": 13.0, "screen_inches_maximum": 7.0},
+        {"screen_inches_minimum": 0.0},
+        {"density_dpi_minimum": 480, "density_dpi_maximum": 160},
+        {"resolution_minimum": [3840, 2160], "resolution_maximum": [10, 10]},
+        {"os_version_minimum": "14", "os_version_maximum": "12"},
+        {"models": ["Think*"], "models_excluded": ["Think*"]},
+        {"form_factors": ["fone"]},
+    ],
+)
+async def test_what_no_device_could_meet_is_refused(given: dict[str, Any], tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        with pytest.raises(UsageError):
+            await hub.catalogue.publish(make_installer(tmp_path, "deb"), options(**given))
+        assert await hub.catalogue.listing() == []
+
+
+@pytest.mark.parametrize("program", ["we/../ird", "two\nlines", " ", "-begins-with-a-dash"])
+async def test_a_program_id_is_one_that_can_be_typed(program: str, tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        with pytest.raises(UsageError, match="not a program id"):
+            await hub.catalogue.publish(make_installer(tmp_path, "deb"), options(program))
+
+
+def test_the_words_for_who_an_installer_fits_leave_nothing_out() -> None:
+    everything = Selector(
+        os_types=("linux",), os_version_minimum="11", os_version_maximum="13", api_level_maximum=34,
+        architectures=("arm64",), models=("Pi*",), models_excluded=("Pi 1",), form_factors=("car",),
+        screen_inches_minimum=7, screen_inches_maximum=13, resolution_minimum=(1280, 720),
+        density_dpi_maximum=320, features_required=("gps",), features_forbidden=("rotary",),
+    )  # fmt: skip
+    assert describe_selector(everything) == (
+        "linux, API up to 34, version 11-13, arm64, car, Pi*, gps, not Pi 1, not rotary, 7-13 in, 1280x720+ px, "
+        "up to 320 dpi"
+    )

@@ -51,7 +51,7 @@ def test_publish_account_and_catalogue_speak_json_and_end_with_their_exit_codes(
     added = hub(tmp_path, "account", "add", "ada", "--password-stdin", "--json", password="correct horse\n")
     assert (added.returncode, json.loads(added.stdout)) == (0, {"account": "ada"})
     again = hub(tmp_path, "account", "add", "ada", "--password-stdin", "--json", password="correct horse\n")
-    assert (again.returncode, json.loads(again.stdout)["error"]["code"]) == (2, "conflict")
+    assert (again.returncode, json.loads(again.stdout)["error"]["code"]) == (1, "conflict")
     [published] = json.loads(hub(tmp_path, "publish", str(path), "--json").stdout)
     assert (published["program"], published["new"]) == ("hello", True)
     mixed = hub(tmp_path, "publish", str(path), str(tmp_path / "missing.deb"), "--json")

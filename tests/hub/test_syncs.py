@@ -129,7 +129,7 @@ async def test_an_older_connection_claims_nothing_and_its_reports_change_nothing
         newer = await hub.accounts.count_login(older.terminal_id, older.device, "b", receives=True)
         assert await claim(hub, older) is None
         assert await report(hub, older, owed.delivery, "failed") == "stale"
-        await hub.deliveries.terminal_left(older.terminal_id, older.connection, {})
+        await hub.deliveries.terminal_left(older.terminal_id, older.connection)
         await hub.deliveries.save_inventory(older.terminal_id, older.connection, Inventory(programs=()))
         assert (await row_of(hub, newer, accepted.sync)).state == "offered"
         assert await report(hub, newer, owed.delivery, "done") == "noted"
@@ -147,7 +147,8 @@ async def test_what_was_under_way_is_put_back_when_the_terminal_leaves_or_the_hu
         assert owed is not None
         await report(hub, asks, owed.delivery, "downloading")
         if not restart:
-            await hub.deliveries.terminal_left(asks.terminal_id, asks.connection, {owed.delivery: 77})
+            await hub.deliveries.add_sent(owed.delivery, 77)
+            await hub.deliveries.terminal_left(asks.terminal_id, asks.connection)
             row = await row_of(hub, asks, accepted.sync)
             assert (row.state, row.reason, row.sent) == ("queued", "offline", 77)
     async with open_rooms(tmp_path) as hub:
@@ -165,7 +166,7 @@ async def test_an_installation_is_not_put_back_until_the_terminal_has_said_what_
         assert owed is not None
         for state in ("verifying", "installing"):
             assert await report(hub, asks, owed.delivery, state) == "noted"
-        await hub.deliveries.terminal_left(asks.terminal_id, asks.connection, {})
+        await hub.deliveries.terminal_left(asks.terminal_id, asks.connection)
         assert (await row_of(hub, asks, accepted.sync)).state == "installing"
         assert await hub.syncs.cancel(asks, accepted.sync) == (0, 1), "too late to cancel"
         await hub.deliveries.save_inventory(asks.terminal_id, asks.connection, inventory_of(published))
@@ -263,3 +264,76 @@ async def test_whatever_a_terminal_reports_only_legal_moves_happen_and_a_final_s
             legal = said != "nonsense" and life.may_move(before, State(said), Mover.TERMINAL)
             assert after == (State(said) if legal else before)
             assert answer == ("noted" if legal or said == before else "refused")
+
+
+async def test_a_newer_request_supersedes_what_has_not_begun_to_install(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        asks = await add_terminal(hub, await add_account(hub))
+        await publish(hub, tmp_path)
+        await publish(hub, tmp_path, "1.1")
+        older = await hub.syncs.accept(asks, sync_to(asks, key="older", version="1.0"))
+        newer = await hub.syncs.accept(asks, sync_to(asks, key="newer"))
+        assert ((await row_of(hub, asks, older.sync)).state, (await row_of(hub, asks, newer.sync)).state) == (
+            "superseded",
+            "queued",
+        )
+        [ended] = (await hub.syncs.changes(asks.terminal_id, 0)).ended
+        assert (ended.sync, ended.outcome) == (older.sync, "failed")
+
+
+async def test_what_has_begun_to_install_is_not_superseded_and_the_same_installer_is_not_either(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        asks = await add_terminal(hub, await add_account(hub))
+        await publish(hub, tmp_path)
+        first = await hub.syncs.accept(asks, sync_to(asks, key="first"))
+        again = await hub.syncs.accept(asks, sync_to(asks, key="again"))
+        assert (await row_of(hub, asks, first.sync)).state == "queued"
+        owed = await claim(hub, asks)
+        assert owed is not None
+        for state in ("downloading", "verifying", "installing"):
+            await report(hub, asks, owed.delivery, state)
+        await publish(hub, tmp_path, "1.1")
+        await hub.syncs.accept(asks, sync_to(asks, key="newer"))
+        assert (await row_of(hub, asks, first.sync)).state == "installing"
+        assert (await row_of(hub, asks, again.sync)).state == "superseded"
+
+
+async def test_cancelling_counts_every_target_and_again_answers_the_same(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        account = await add_account(hub)
+        asks = await add_terminal(hub, account, "Asks")
+        begun = await add_terminal(hub, account, "Begun")
+        phone = await add_terminal(hub, account, "Phone", device=PHONE)
+        await publish(hub, tmp_path)
+        accepted = await hub.syncs.accept(asks, sync_to(asks, begun, phone))
+        owed = await claim(hub, begun)
+        assert owed is not None
+        for state in ("downloading", "verifying", "installing"):
+            await report(hub, begun, owed.delivery, state)
+        assert await hub.syncs.cancel(asks, accepted.sync) == (1, 2)
+        assert await hub.syncs.cancel(asks, accepted.sync) == (1, 2)
+
+
+async def test_bytes_sent_are_counted_however_the_delivery_ends(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        asks = await add_terminal(hub, await add_account(hub))
+        await publish(hub, tmp_path)
+        accepted = await hub.syncs.accept(asks, sync_to(asks))
+        owed = await claim(hub, asks)
+        assert owed is not None
+        await hub.syncs.cancel(asks, accepted.sync)
+        await hub.deliveries.add_sent(owed.delivery, 88)
+        row = await row_of(hub, asks, accepted.sync)
+        assert (row.state, row.sent) == ("cancelled", 88)
+
+
+async def test_a_command_that_only_asks_does_not_take_a_receiver_out_of_all(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        account = await add_account(hub)
+        asks = await add_terminal(hub, account, "Asks")
+        receiver = await add_terminal(hub, account, "Receiver")
+        again = await hub.accounts.count_login(receiver.terminal_id, receiver.device, "b", receives=False)
+        assert not again.receives
+        await publish(hub, tmp_path)
+        rows = await hub.syncs.plan(asks, Plan(id=1, program="hello", everyone=True))
+        assert [row.name for row in rows] == ["Receiver"]
