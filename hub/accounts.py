@@ -129,7 +129,9 @@ class Accounts:
 
         async def body(transaction: Transaction) -> Terminal:
             wanted = terminal.name if name is None else _allowed_name(name)
-            if not wanted or await _is_taken(transaction, terminal.account_id, terminal.terminal_id, wanted):
+            if not wanted:
+                raise UsageError("A name has at least one printable character.", code="bad-name")
+            if await _is_taken(transaction, terminal.account_id, terminal.terminal_id, wanted):
                 raise ConflictError(f"Another device of this account is called {wanted!r}.", code="name-taken")
             await transaction.rows(
                 "update_terminal",

@@ -87,7 +87,11 @@ def commands() -> None:
     metavar="FILE",
     help="Certificates (PEM) to trust for wss:// in place of the system's.",
 )
-@click.option("--replace", is_flag=True, help="Log in here although this device is logged in elsewhere.")
+@click.option(
+    "--replace",
+    is_flag=True,
+    help="Log in here although this device is logged in elsewhere, or the hub has another key.",
+)
 @common_options
 def login(
     place: Place,
@@ -122,6 +126,7 @@ def login(
             device=device,
             insecure_lan=insecure_lan,
             ca_file=ca_file,
+            replace=replace,
         )
     )
     if device_file:
@@ -224,7 +229,7 @@ _to_option = click.option(
     multiple=True,
     required=True,
     metavar="NAME|ID|all",
-    help="A target, or several parted by commas; may be given again. all: every other device.",
+    help="A target, or several parted by commas; may be given again. all: every other that has ever received.",
 )
 _version_option = click.option("--version", default="", metavar="V", help="This version.  [default: the newest]")
 

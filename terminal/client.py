@@ -48,12 +48,16 @@ async def enrol(
     device: DeviceInfo,
     insecure_lan: bool = False,
     ca_file: Path | None = None,
+    replace: bool = False,
     socket_class: type[HubSocket] = HubSocket,
 ) -> Identity:
     """Make this device a terminal of `account` at the hub at `url`, and keep who it is in `folder`.
 
-    The same device and account give the same terminal again. Raises UsageError for a bad URL, RefusedError for a wrong
-    password or a folder in use, UnavailableError when the hub cannot be reached.
+    The same device and account give the same terminal again. A hub it enrolled at before has to be the same still,
+    before it is told the password, unless `replace` says that it need not.
+
+    Raises UsageError for a bad URL, RefusedError for a wrong password, a folder in use or another hub, UnavailableError
+    when the hub cannot be reached.
     """
     address = parse_address(url, insecure_lan=insecure_lan, ca_file=ca_file)
     check_name(name, "name")
@@ -69,6 +73,7 @@ async def enrol(
             sealing_key=keys.SealingKey(seeds.sealing_seed).public,
             host=address.host,
             port=address.port,
+            hub_key=folder.identity().hub_key if folder.has_identity() and not replace else b"",
         )
         async with connected(address, opening, folder, socket_class=socket_class) as connection:
             identity = Identity(

@@ -31,7 +31,10 @@ VERSION: Final = "lockstep.v1"
 
 @dataclass(frozen=True, slots=True)
 class Enrolling:
-    """A device becomes a terminal of `account`. `host` and `port` are those of the URL as dialled."""
+    """A device becomes a terminal of `account`. `host` and `port` are those of the URL as dialled.
+
+    `hub_key` is the key of the hub it enrolled at before, empty where there is none to hold this hub to.
+    """
 
     account: str
     password: str
@@ -41,6 +44,7 @@ class Enrolling:
     sealing_key: bytes
     host: str
     port: int
+    hub_key: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,10 +312,11 @@ class Session:
 
     def _check_hub(self, challenge: messages.Challenge) -> None:
         opening = self._opening
-        if isinstance(opening, LoggingIn) and challenge.hub_key != opening.hub_key:
+        if opening.hub_key and challenge.hub_key != opening.hub_key:
             raise RefusedError(
                 f"The hub at {opening.host}:{opening.port} is not the one this terminal knows: its key has changed.",
-                hint="If the hub was set up anew, log in again; if not, do not: someone may be answering in its place.",
+                hint="If the hub was set up anew, log in again with --replace; if not, do not: "
+                "someone may be answering in its place.",
                 code="hub-key-changed",
             )
         signed = keys.challenge_bytes(terminal_nonce=self._nonce, hub_nonce=challenge.nonce, hub_key=challenge.hub_key)

@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Final
 
-from protocol.errors import LockstepError, NotLoggedInError, UnavailableError, UnknownNameError, UsageError
+from protocol.errors import (
+    ConflictError,
+    LockstepError,
+    NotLoggedInError,
+    UnavailableError,
+    UnknownNameError,
+    UsageError,
+)
 from protocol.life import FINAL, GOOD, State
 from protocol.messages import DeviceRow, TargetRow
 
@@ -128,6 +135,7 @@ SYNC_EXIT_CODES: Final[dict[frozenset[Standing], ExitCode]] = {
 # The first class an error belongs to decides; any other error is FAILED.
 ERROR_EXIT_CODES: Final[tuple[tuple[type[LockstepError], ExitCode], ...]] = (
     (UnknownNameError, ExitCode.UNKNOWN_NAME),
+    (ConflictError, ExitCode.FAILED),
     (UsageError, ExitCode.USAGE),
     (NotLoggedInError, ExitCode.NOT_LOGGED_IN),
     (UnavailableError, ExitCode.UNAVAILABLE),

@@ -214,6 +214,27 @@ async def test_a_wrong_password_is_refused_in_the_hubs_words(folder: StateFolder
     assert not folder.has_identity()
 
 
+async def test_a_hub_with_another_key_is_not_told_the_password_again_unless_it_may_be_another(
+    folder: StateFolder,
+) -> None:
+    heard: list[object] = []
+
+    async def imposter(peer: Peer) -> None:
+        await peer.challenge(keys.SigningKey(b"x" * 32))
+        with suppress(ConnectionClosed):
+            heard.append(await peer.hear_any())
+
+    async with hub(imposter, imposter) as url:
+        folder.save_identity(identity_at(url))
+        with pytest.raises(RefusedError, match="--replace") as caught:
+            await enrol(folder, url, account="ada", password="secret", name="TV", device=DEVICE)
+        assert caught.value.code == "hub-key-changed"
+        assert heard == []
+        with pytest.raises(UnavailableError):
+            await enrol(folder, url, account="ada", password="secret", name="TV", device=DEVICE, replace=True)
+        assert [type(message) for message in heard] == [messages.Enrol]
+
+
 async def test_a_hub_whose_key_changed_hears_no_proof(folder: StateFolder) -> None:
     heard: list[object] = []
 

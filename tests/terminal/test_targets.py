@@ -172,7 +172,7 @@ def all_errors(root: type[errors.LockstepError]) -> list[type[errors.LockstepErr
 
 
 def test_every_error_has_its_exit_code() -> None:
-    special = {"UsageError": 2, "ConflictError": 2, "UnknownNameError": 5, "NotLoggedInError": 4, "UnavailableError": 6}
+    special = {"UsageError": 2, "ConflictError": 1, "UnknownNameError": 5, "NotLoggedInError": 4, "UnavailableError": 6}
     own = [kind for kind in all_errors(errors.LockstepError) if kind.__module__ == errors.__name__]
     assert {kind.__name__: error_exit_code(kind("x")) for kind in own} == {
         kind.__name__: special.get(kind.__name__, 1) for kind in own
