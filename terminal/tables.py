@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 NOTHING: Final = "-"
 COLUMN_GAP: Final = "  "
-LINE_JOINER: Final = " / "  # between the lines of one cell, where a row has one line
 BAR_CELLS: Final = 24
 BYTES_UNITS: Final = ("bytes", "kB", "MB", "GB")
 OS_TITLES: Final[Mapping[OsType, str]] = {
@@ -107,9 +106,8 @@ def summary(targets: Sequence[TargetRow]) -> str:
 
 
 def _why(target: TargetRow) -> str:
-    """Return the sentence, then a line per field in the way."""
-    fields = [f"{row.field}: wants {row.wants}, but {row.has}" for row in target.mismatches]
-    return "\n".join(printable(line) for line in (target.detail, *fields) if line)
+    """Return the hub's sentence, which names the fields in the way; `mismatches` has them for programs."""
+    return printable(target.detail)
 
 
 # --- tables -------------------------------------------------------------------------------------------------------
@@ -264,7 +262,7 @@ def _step(row: TargetRow | None) -> tuple[str, str] | None:
 
 
 def _target_line(row: TargetRow) -> str:
-    detail = _why(row).replace("\n", LINE_JOINER) if row.state in FINAL else ""
+    detail = _why(row) if row.state in FINAL else ""
     line = f"{printable(row.name)}: {state_words(row)}"
     return f"{line}: {detail}" if detail else line
 
@@ -293,7 +291,7 @@ def plain_text(table: Table) -> str:
     """Return the table as aligned columns for a pipe: no tabs, no colours, no lines; one text line a row."""
     if not table.rows:
         return table.empty
-    cells = [table.columns, *([cell.replace("\n", LINE_JOINER) or NOTHING for cell in row] for row in table.rows)]
+    cells = [table.columns, *([cell or NOTHING for cell in row] for row in table.rows)]
     widths = [max(cell_len(cell) for cell in column) for column in zip(*cells, strict=True)]
     return "\n".join(_aligned(row, widths) for row in cells)
 

@@ -163,11 +163,9 @@ def test_a_plan_says_what_would_be_sent_and_why() -> None:
     )
 
 
-def test_a_plan_says_which_field_is_in_the_way() -> None:
+def test_a_plan_says_the_hubs_sentence_on_what_is_in_the_way() -> None:
     assert tables.plan_table((NOTHING_FITS,)).rows[0][2] == "nothing fits"
-    assert lines_of(tables.plan_table((NOTHING_FITS,)))[1].endswith(
-        "None fits. / os_version: wants Android 9 or newer, but the device has Android 8"
-    )
+    assert lines_of(tables.plan_table((NOTHING_FITS,)))[1].endswith(f" {NOTHING_FITS.detail}")
 
 
 @pytest.mark.parametrize(
