@@ -32,8 +32,9 @@ class Deliveries:
             last = await transaction.row("last_revision")
             assert last is not None
             self._revision = last["revision"]
-            for row in await transaction.rows("under_way_anywhere"):
+            for row in await transaction.rows("owed_anywhere"):
                 await self._put_back(transaction, row["terminal_id"], 0)
+                await self._came_or_went(transaction, row["terminal_id"], here=False)
 
         await self._store.transaction(body)
 
@@ -102,10 +103,9 @@ class Deliveries:
     async def save_inventory(self, terminal: str, connection: int, inventory: Inventory) -> None:
         """Replace what is known to be on a terminal."""
 
-        async def body(transaction: Transaction) -> None:
+        async def body(transaction: Transaction) -> set[str]:
             if not await _is_current(transaction, terminal, connection):
-                return
-            await self._give_reason(transaction, terminal, "waiting")
+                return set()
             await transaction.rows("forget_installed", terminal_id=terminal)
             await transaction.many(
                 "add_installed",
@@ -120,8 +120,10 @@ class Deliveries:
                     for program in inventory.programs
                 ],
             )
+            return await self._came_or_went(transaction, terminal, here=True)
 
-        await self._store.transaction(body)
+        for initiator in await self._store.transaction(body):
+            self._pokes.poke("asked", initiator)
 
     async def add_sent(self, delivery: str, sent: int) -> None:
         """Count stored bytes that went over a socket, however the delivery goes on."""
@@ -137,8 +139,8 @@ class Deliveries:
         async def body(transaction: Transaction) -> set[str]:
             if not await _is_current(transaction, terminal, connection):
                 return set()
-            await self._give_reason(transaction, terminal, "offline")
-            return await self._put_back(transaction, terminal, connection)
+            await self._put_back(transaction, terminal, connection)
+            return await self._came_or_went(transaction, terminal, here=False)
 
         for initiator in await self._store.transaction(body):
             self._pokes.poke("asked", initiator)
@@ -166,17 +168,26 @@ class Deliveries:
         detail = "Its inventory has it." if was_installing else f"It has {row['version']} already."
         await self.move(transaction, row, state, "installed", detail, connection=connection)
 
-    async def _give_reason(self, transaction: Transaction, terminal: str, reason: str) -> None:
-        """What is queued for this terminal waits for another reason now that it came or went."""
-        await transaction.rows(
-            "give_reason", terminal_id=terminal, reason=reason, revision=self.next_revision(), now=time.time()
-        )
+    async def _came_or_went(self, transaction: Transaction, terminal: str, *, here: bool) -> set[str]:
+        """Give what is queued or being installed there its reason; return who waits for it.
 
-    async def _put_back(self, transaction: Transaction, terminal: str, connection: int) -> set[str]:
-        rows = await transaction.rows("under_way_on", terminal_id=terminal)
-        for row in rows:
+        An installation goes on without its socket, so its state stays; that nothing is heard of it is its reason.
+        """
+        queued, installing = ("waiting", "") if here else ("offline", "offline")
+        for state, reason in ((life.State.QUEUED, queued), (life.State.INSTALLING, installing)):
+            await transaction.rows(
+                "give_reason",
+                terminal_id=terminal,
+                state=state.value,
+                reason=reason,
+                revision=self.next_revision(),
+                now=time.time(),
+            )
+        return {row["initiator"] for row in await transaction.rows("initiators_waiting_for", terminal_id=terminal)}
+
+    async def _put_back(self, transaction: Transaction, terminal: str, connection: int) -> None:
+        for row in await transaction.rows("under_way_on", terminal_id=terminal):
             await self.move(transaction, row, life.State.QUEUED, "offline", "", connection=connection)
-        return {row["initiator"] for row in rows}
 
     async def move(
         self,

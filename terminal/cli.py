@@ -338,7 +338,7 @@ async def _cancel(place: Place, sync_id: str) -> int:
         result = await client.cancel(sync_id)
     answer = {"sync": result.sync, "cancelled": result.cancelled, "too_late": result.too_late}
     place.show(answer, f"{result.cancelled} cancelled, {result.too_late} too late (installing or ended already).")
-    return 0
+    return 0 if result.cancelled else 1
 
 
 @commands.group()

@@ -18,7 +18,7 @@ from protocol.errors import (
     UnknownNameError,
     UsageError,
 )
-from protocol.life import FINAL, GOOD, State
+from protocol.life import FINAL, GOOD
 from protocol.messages import DeviceRow, TargetRow
 
 EVERYONE: Final = "all"
@@ -148,7 +148,7 @@ def standing_of(target: TargetRow) -> Standing:
         return Standing.GOOD
     if target.state in FINAL:
         return Standing.FAILED
-    if target.state == State.QUEUED and target.reason == OFFLINE:
+    if target.reason == OFFLINE:  # queued for when it is back, or it went while it was installing
         return Standing.OFFLINE
     return Standing.UNDER_WAY
 

@@ -54,7 +54,8 @@ class Check(Struct, frozen=True):
 def run_demo(*, keep: bool) -> int:
     """Run the demonstration; return its exit code: 0 when everything was found as it should be."""
     began = time.monotonic()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends what it started, as Ctrl-C does
+    for number in (signal.SIGTERM, signal.SIGHUP):  # ends what it started, as Ctrl-C does
+        signal.signal(number, lambda received, _: sys.exit(128 + received))
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lockstep-demo-")))
         demo = Demo(folder, stack)

@@ -201,11 +201,14 @@ WHERE d.terminal_id = :terminal_id AND d.is_final = 0 AND d.state IN ('offered',
 
 -- name: give_reason
 UPDATE deliveries SET reason = :reason, revision = :revision, changed_at = :now
-WHERE terminal_id = :terminal_id AND is_final = 0 AND state = 'queued' AND reason IN ('offline', 'waiting')
-    AND reason <> :reason;
+WHERE terminal_id = :terminal_id AND state = :state AND reason <> :reason;
 
--- name: under_way_anywhere
-SELECT DISTINCT terminal_id FROM deliveries WHERE is_final = 0 AND state IN ('offered', 'downloading', 'verifying');
+-- name: initiators_waiting_for
+SELECT DISTINCT s.initiator FROM deliveries d JOIN syncs s ON s.sync_id = d.sync_id
+WHERE d.terminal_id = :terminal_id AND d.is_final = 0;
+
+-- name: owed_anywhere
+SELECT DISTINCT terminal_id FROM deliveries WHERE is_final = 0;
 
 -- name: history_page
 SELECT s.*, t.name AS initiator_name,

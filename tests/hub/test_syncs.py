@@ -337,3 +337,23 @@ async def test_a_command_that_only_asks_does_not_take_a_receiver_out_of_all(tmp_
         await publish(hub, tmp_path)
         rows = await hub.syncs.plan(asks, Plan(id=1, program="hello", everyone=True))
         assert [row.name for row in rows] == ["Receiver"]
+
+
+@pytest.mark.parametrize("restart", [False, True])
+async def test_an_installation_whose_terminal_has_gone_says_so_until_it_is_back(restart: bool, tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        asks = await add_terminal(hub, await add_account(hub))
+        await publish(hub, tmp_path)
+        accepted = await hub.syncs.accept(asks, sync_to(asks))
+        owed = await claim(hub, asks)
+        assert owed is not None
+        for state in ("downloading", "verifying", "installing"):
+            await report(hub, asks, owed.delivery, state)
+        if not restart:
+            await hub.deliveries.terminal_left(asks.terminal_id, asks.connection)
+    async with open_rooms(tmp_path) as hub:
+        row = await row_of(hub, asks, accepted.sync)
+        assert (row.state, row.reason) == ("installing", "offline")
+        await hub.deliveries.save_inventory(asks.terminal_id, asks.connection, Inventory(programs=()))
+        row = await row_of(hub, asks, accepted.sync)
+        assert (row.state, row.reason) == ("installing", "")

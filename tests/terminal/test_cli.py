@@ -392,6 +392,13 @@ def test_cancel_says_how_many_were_too_late(hub: ScriptedHub, logged_in: Command
     assert logged_in("cancel", "s-1", "--json").document == {"sync": "s-1", "cancelled": 2, "too_late": 1}
 
 
+def test_a_cancel_that_cancels_nothing_ends_with_exit_code_1(hub: ScriptedHub, logged_in: Command) -> None:
+    hub.answers[messages.Cancel] = lambda request: [
+        messages.CancelResult(re=request.id, sync=request.sync, cancelled=0, too_late=1)
+    ]
+    assert logged_in("cancel", "s-1").code == 1
+
+
 def test_a_rename_is_known_here_too(hub: ScriptedHub, logged_in: Command) -> None:
     hub.answers[messages.DeviceUpdate] = lambda request: [messages.Done(re=request.id)]
     assert logged_in("device", "rename", "Study").code == 0

@@ -110,8 +110,9 @@ def test_every_state_of_a_delivery_has_its_standing(state: State) -> None:
         assert standing is (Standing.FAILED if state in FINAL else Standing.UNDER_WAY)
 
 
-def test_only_a_queued_target_counts_as_offline() -> None:
+def test_a_target_that_has_not_ended_counts_as_offline_whether_it_was_queued_or_went_while_installing() -> None:
     assert standing_of(OFFLINE) is Standing.OFFLINE
+    assert standing_of(TargetRow(terminal="t", name="T", state="installing", reason="offline")) is Standing.OFFLINE
     assert standing_of(QUEUED) is Standing.UNDER_WAY
     assert standing_of(TargetRow(terminal="t", name="T", state="failed", reason="offline")) is Standing.FAILED
 
