@@ -454,7 +454,8 @@ class TerminalSocket:
         me = self._me
         answer = await self._services.deliveries.report(me.terminal_id, me.connection, state, sent=sent)
         if answer == "noted" and state.state in FINAL:
-            log.info("%s: delivery %s %s %s", self, state.delivery, state.state, state.reason)
+            reason = f" ({state.reason})" if state.reason else ""
+            log.info("%s: delivery %s is %s%s", self, state.delivery, state.state, reason)
         return answer
 
     async def _stop_transfer(self) -> None:
