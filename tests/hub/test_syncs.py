@@ -32,6 +32,14 @@ async def report(hub: Hub, terminal: Terminal, delivery: str, state: str) -> str
     return await hub.deliveries.report(terminal.terminal_id, terminal.connection, said)
 
 
+async def begin_installing(hub: Hub, terminal: Terminal) -> Owed:
+    owed = await claim(hub, terminal)
+    assert owed is not None
+    for state in ("downloading", "verifying", "installing"):
+        await report(hub, terminal, owed.delivery, state)
+    return owed
+
+
 async def row_of(hub: Hub, terminal: Terminal, sync: str) -> TargetRow:
     [row] = await hub.syncs.targets(terminal, sync)
     return row
@@ -288,10 +296,7 @@ async def test_what_has_begun_to_install_is_not_superseded_and_the_same_installe
         first = await hub.syncs.accept(asks, sync_to(asks, key="first"))
         again = await hub.syncs.accept(asks, sync_to(asks, key="again"))
         assert (await row_of(hub, asks, first.sync)).state == "queued"
-        owed = await claim(hub, asks)
-        assert owed is not None
-        for state in ("downloading", "verifying", "installing"):
-            await report(hub, asks, owed.delivery, state)
+        await begin_installing(hub, asks)
         await publish(hub, tmp_path, "1.1")
         await hub.syncs.accept(asks, sync_to(asks, key="newer"))
         assert (await row_of(hub, asks, first.sync)).state == "installing"
@@ -306,10 +311,7 @@ async def test_cancelling_counts_every_target_and_again_answers_the_same(tmp_pat
         phone = await add_terminal(hub, account, "Phone", device=PHONE)
         await publish(hub, tmp_path)
         accepted = await hub.syncs.accept(asks, sync_to(asks, begun, phone))
-        owed = await claim(hub, begun)
-        assert owed is not None
-        for state in ("downloading", "verifying", "installing"):
-            await report(hub, begun, owed.delivery, state)
+        await begin_installing(hub, begun)
         assert await hub.syncs.cancel(asks, accepted.sync) == (1, 2)
         assert await hub.syncs.cancel(asks, accepted.sync) == (1, 2)
 
@@ -345,10 +347,7 @@ async def test_an_installation_whose_terminal_has_gone_says_so_until_it_is_back(
         asks = await add_terminal(hub, await add_account(hub))
         await publish(hub, tmp_path)
         accepted = await hub.syncs.accept(asks, sync_to(asks))
-        owed = await claim(hub, asks)
-        assert owed is not None
-        for state in ("downloading", "verifying", "installing"):
-            await report(hub, asks, owed.delivery, state)
+        await begin_installing(hub, asks)
         if not restart:
             await hub.deliveries.terminal_left(asks.terminal_id, asks.connection)
     async with open_rooms(tmp_path) as hub:
