@@ -381,3 +381,33 @@ def test_the_longest_login_fits_what_may_be_sent_before_it() -> None:
         sealing_key=bytes(32), host="h" * 255, port=65_535, signature=keys.SigningKey.generate().sign(b""),
     )  # fmt: skip
     assert len(codec.encode(enrol)) <= limits.MESSAGE_BEFORE_LOGIN_BYTES
+
+
+async def test_a_terminal_with_too_many_messages_waiting_is_cut_and_costs_nobody_else(
+    tmp_path: Path, caplog: Logs
+) -> None:
+    async with quiet_hub(tmp_path, caplog) as (hub, _), raw_terminal(hub) as slow:
+        await slow.enrol("ada")
+        await slow.hear(messages.Devices)
+        socket = hub.socket_of(slow.terminal)
+        for _ in range(limits.OUTBOUND_CONTROL_MESSAGES):
+            socket.queue(codec.encode(messages.Done(re=1)))
+        assert socket._closing is None, "the queue is full and not over"
+        socket.queue(codec.encode(messages.Done(re=1)))
+        assert (await refused(slow))[0] == 4002
+
+
+async def test_a_terminal_that_stops_reading_is_cut_when_a_send_does_not_end(
+    tmp_path: Path, caplog: Logs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with quiet_hub(tmp_path, caplog) as (hub, _), raw_terminal(hub) as frozen:
+        await frozen.enrol("ada")
+        await frozen.hear(messages.Devices)
+        monkeypatch.setattr(limits, "SEND_SECONDS", 0.3)
+        frozen.socket.transport.pause_reading()
+        socket = hub.socket_of(frozen.terminal)
+        for _ in range(limits.OUTBOUND_CONTROL_MESSAGES):  # 16 MiB, more than the kernel's buffers take
+            socket.queue(bytes(limits.FRAME_BYTES))
+        await until(lambda: socket.number not in hub.server._services.sockets, within_seconds=20)
+        assert any("took nothing for 0.3 s" in line for line in hub_lines(caplog))
+        frozen.socket.transport.abort()
