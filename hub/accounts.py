@@ -100,9 +100,7 @@ class Accounts:
                 await transaction.rows("add_terminal", account_id=account_id, device_key=request.device_key, **columns)
             else:
                 await transaction.rows("enrol_again", **columns)
-            row = await transaction.row("terminal", terminal_id=identifier)
-            assert row is not None
-            return _terminal(row)
+            return await _read_terminal(transaction, identifier)
 
         return await self._store.transaction(body)
 
@@ -118,9 +116,7 @@ class Accounts:
                 address=address,
                 now=time.time(),
             )
-            row = await transaction.row("terminal", terminal_id=terminal)
-            assert row is not None
-            return structs.replace(_terminal(row), receives=receives)
+            return structs.replace(await _read_terminal(transaction, terminal), receives=receives)
 
         return await self._store.transaction(body)
 
@@ -139,21 +135,17 @@ class Accounts:
                 name=wanted,
                 device=msgspec.json.encode(device or terminal.device),
             )
-            row = await transaction.row("terminal", terminal_id=terminal.terminal_id)
-            assert row is not None
-            return _terminal(row)
+            return await _read_terminal(transaction, terminal.terminal_id)
 
         return await self._store.transaction(body)
 
-    async def seen(self, terminal: str) -> float:
-        """Keep that a terminal was there until now; return the time."""
-        now = time.time()
+    async def seen(self, terminal: str) -> None:
+        """Keep that a terminal was there until now."""
 
         async def body(transaction: Transaction) -> None:
-            await transaction.rows("seen", terminal_id=terminal, now=now)
+            await transaction.rows("seen", terminal_id=terminal, now=time.time())
 
         await self._store.transaction(body)
-        return now
 
     async def device_rows(self, account_id: str) -> list[DeviceRow]:
         """Every terminal of an account as the device list shows it, all offline."""
@@ -184,6 +176,13 @@ def device_row(terminal: Terminal, *, online: bool) -> DeviceRow:
         address=terminal.address,
         last_seen=terminal.last_seen_at,
     )
+
+
+async def _read_terminal(transaction: Transaction, terminal: str) -> Terminal:
+    """Read a terminal that is known to be there."""
+    row = await transaction.row("terminal", terminal_id=terminal)
+    assert row is not None
+    return _terminal(row)
 
 
 def _terminal(row: Row) -> Terminal:

@@ -7,7 +7,6 @@ One JSON line asks ({"command": ..., its arguments}), one JSON line answers ({"r
 import asyncio
 import json
 import os
-import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -141,6 +140,3 @@ def _short_path(folder: Path) -> Iterator[Path]:
         yield Path(f"/proc/self/fd/{descriptor}") / SOCKET_NAME
     finally:
         os.close(descriptor)
-
-
-assert hasattr(socket, "AF_UNIX"), "the hub runs on systems with Unix sockets"

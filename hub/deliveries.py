@@ -32,9 +32,9 @@ class Deliveries:
             last = await transaction.row("last_revision")
             assert last is not None
             self._revision = last["revision"]
-            for row in await transaction.rows("owed_anywhere"):
+            for row in await transaction.rows("under_way_anywhere"):
                 await self._put_back(transaction, row["terminal_id"], 0)
-                await self._came_or_went(transaction, row["terminal_id"], here=False)
+            await transaction.rows("nobody_is_here", revision=self.next_revision(), now=time.time())
 
         await self._store.transaction(body)
 

@@ -2,10 +2,13 @@
 
 import asyncio
 
+from msgspec import structs
+
 from hub.objects import Pack
 from hub.records import Owed
 from protocol import codec
 from protocol.chunks import chunking_for
+from protocol.life import State
 from protocol.messages import Chunks, ManifestPage, Offer, Progress, TargetRow, Want
 from protocol.transfer import PageDue, Sender
 
@@ -105,16 +108,11 @@ class Delivery:
 
     def row(self, base: TargetRow) -> TargetRow:
         """Return the target's row with how far the transfer is."""
-        return TargetRow(
-            terminal=base.terminal,
-            name=base.name,
-            delivery=base.delivery,
-            state="downloading",
-            version=base.version,
-            installer_kind=base.installer_kind,
-            file_name=base.file_name,
-            digest=base.digest,
-            size=base.size,
+        return structs.replace(
+            base,
+            state=State.DOWNLOADING.value,
+            reason="",
+            detail="",
             done=self.done_bytes,
-            sent=self.sent_bytes,
+            sent=base.sent + self.sent_bytes,
         )

@@ -64,9 +64,6 @@ SELECT i.terminal_id, i.version, i.kind, i.digest
 FROM installed i JOIN terminals t ON t.terminal_id = i.terminal_id
 WHERE i.program_id = :program_id AND t.account_id = :account_id;
 
--- name: object
-SELECT digest, size, stored_size, chunks FROM objects WHERE digest = :digest;
-
 -- name: add_object
 INSERT INTO objects (digest, size, stored_size, chunks, created_at)
 VALUES (:digest, :size, :stored_size, :chunks, :now) ON CONFLICT DO NOTHING;
@@ -201,14 +198,18 @@ WHERE d.terminal_id = :terminal_id AND d.is_final = 0 AND d.state IN ('offered',
 
 -- name: give_reason
 UPDATE deliveries SET reason = :reason, revision = :revision, changed_at = :now
-WHERE terminal_id = :terminal_id AND state = :state AND reason <> :reason;
+WHERE terminal_id = :terminal_id AND is_final = 0 AND state = :state AND reason <> :reason;
 
 -- name: initiators_waiting_for
 SELECT DISTINCT s.initiator FROM deliveries d JOIN syncs s ON s.sync_id = d.sync_id
 WHERE d.terminal_id = :terminal_id AND d.is_final = 0;
 
--- name: owed_anywhere
-SELECT DISTINCT terminal_id FROM deliveries WHERE is_final = 0;
+-- name: under_way_anywhere
+SELECT DISTINCT terminal_id FROM deliveries WHERE is_final = 0 AND state IN ('offered', 'downloading', 'verifying');
+
+-- name: nobody_is_here
+UPDATE deliveries SET reason = 'offline', revision = :revision, changed_at = :now
+WHERE is_final = 0 AND state IN ('queued', 'installing') AND reason <> 'offline';
 
 -- name: history_page
 SELECT s.*, t.name AS initiator_name,

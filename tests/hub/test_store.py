@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import sqlite3
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from hub import store
 from hub.store import Store, Transaction
 from protocol.errors import UnavailableError
 
@@ -159,3 +161,24 @@ async def test_a_full_disk_is_unavailable_and_nothing_unwritten_was_acknowledged
     assert last.startswith("unavailable The hub's database could not write")
     assert acknowledged, "some went through before the disk was full"
     assert await stored_numbers(path) == set(map(int, acknowledged))
+
+
+def whole_table_scans(sql: str) -> list[str]:
+    """Steps of SQLite's plan that read a whole table of deliveries, which grows for ever, without an index."""
+    database = sqlite3.connect(":memory:")
+    try:
+        database.executescript((Path(store.__file__).parent / "schema.sql").read_text())
+        parameters = dict.fromkeys(re.findall(r":(\w+)", sql))
+        steps = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {sql.rstrip(';')}", parameters)]
+    finally:
+        database.close()
+    return [step for step in steps if re.fullmatch(r"SCAN (deliveries|d)", step)]
+
+
+@pytest.mark.parametrize("query", sorted(store.QUERIES))
+def test_no_query_reads_every_delivery_there_ever_was(query: str) -> None:
+    assert query == "last_revision" or whole_table_scans(store.QUERIES[query]) == []
+
+
+def test_a_query_that_reads_every_delivery_is_noticed() -> None:
+    assert whole_table_scans("UPDATE deliveries SET reason = :reason WHERE terminal_id = :terminal_id")
