@@ -11,6 +11,7 @@ async with running_hub(tmp_path) as hub:
 from tests.harness.fleets import DeviceEvents, TestFleet, devices, ended, until
 from tests.harness.hubs import PASSWORD, HubProcess, RunningHub, running_hub
 from tests.harness.installers import make_installer
+from tests.harness.proxy import SlowProxy
 from tests.harness.raw import RawTerminal, raw_terminal
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "HubProcess",
     "RawTerminal",
     "RunningHub",
+    "SlowProxy",
     "TestFleet",
     "devices",
     "ended",
