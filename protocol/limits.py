@@ -23,6 +23,8 @@ NESTING_DEPTH: Final = 8
 TARGETS_PER_SYNC: Final = 2_000
 ROWS_PER_PAGE: Final = 200
 INVENTORY_PROGRAMS: Final = 1_024
+INSTALLING_AT_ONCE: Final = 16
+INBOX_ROWS: Final = 256
 
 # --- objects and chunks -------------------------------------------------------------------------------------------
 OBJECT_BYTES: Final = 4 * GIB

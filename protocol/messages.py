@@ -7,7 +7,7 @@ Direction is the terminal's view: "up" goes to the hub, "down" comes from it. Id
 Unix seconds (UTC). Sizes are bytes. `docs/protocol.md` says the same in prose, and a test holds the two together.
 """
 
-from typing import Annotated, Final, TypeAlias, get_args
+from typing import Annotated, Final, Literal, TypeAlias, get_args
 
 from msgspec import Meta, Struct
 
@@ -158,9 +158,15 @@ class InstalledProgram(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Inventory(Message, tag="inventory", frozen=True, kw_only=True):
-    """Up: all programs on this terminal. A receiving terminal is served only after its first inventory."""
+    """Up: all programs on this terminal. A receiving terminal is served only after its first inventory.
+
+    `installing`: deliveries it has asked to install, or installs, now. What the hub holds to be installing and is not
+    named here was never run: the hub queues it again. `bytes_per_second`: send no faster than this; 0 for no limit.
+    """
 
     programs: Annotated[tuple[InstalledProgram, ...], Meta(max_length=limits.INVENTORY_PROGRAMS)]
+    installing: Annotated[tuple[Identifier, ...], Meta(max_length=limits.INSTALLING_AT_ONCE)] = ()
+    bytes_per_second: Count = 0
 
 
 # --- asking -------------------------------------------------------------------------------------------------------
@@ -288,6 +294,18 @@ class SyncDone(Message, tag="sync_done", frozen=True, kw_only=True):
     counts: Annotated[dict[Code, Count], Meta(max_length=limits.MAP_ITEMS)]
 
 
+class Undo(Message, tag="undo", frozen=True, kw_only=True):
+    """Up: bring back what the targets of `sync` had before it: a new sync, answered with `sync_accepted`.
+
+    `targets` are terminal ids, none meaning all. The same `request_key` again is the same sync.
+    """
+
+    id: RequestId
+    request_key: Identifier
+    sync: Identifier
+    targets: Targets = ()
+
+
 class SyncRequest(Message, tag="sync_request", frozen=True, kw_only=True):
     """Up: all targets of one sync of this account as they stand now."""
 
@@ -328,7 +346,10 @@ class History(Message, tag="history", frozen=True, kw_only=True):
 
 
 class SyncRow(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One sync in the history: who asked for what, when, how it ended, and how many targets are in which state."""
+    """One sync in the history: who asked for what, when, how it ended, and how many targets are in which state.
+
+    `undoes` is the sync that this one takes back, empty for any other.
+    """
 
     sync: Identifier
     program: Identifier
@@ -341,6 +362,7 @@ class SyncRow(Struct, frozen=True, kw_only=True, omit_defaults=True):
     counts: Annotated[dict[Code, Count], Meta(max_length=limits.MAP_ITEMS)]
     size: ByteCount = 0
     sent: ByteCount = 0
+    undoes: OptionalIdentifier = ""
 
 
 class HistoryResult(Message, tag="history_result", frozen=True, kw_only=True):
@@ -380,7 +402,10 @@ class InstallerOffer(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Offer(Message, tag="offer", frozen=True, kw_only=True):
-    """Either: `delivery` brings `object` (SHA-256), `size` bytes in `chunks` chunks; `pages` manifest pages follow."""
+    """Either: `delivery` brings `object` (SHA-256), `size` bytes in `chunks` chunks; `pages` manifest pages follow.
+
+    `initiator` is the name of the device that asked, for the person who is to agree.
+    """
 
     delivery: Identifier
     object: Digest
@@ -391,6 +416,7 @@ class Offer(Message, tag="offer", frozen=True, kw_only=True):
     manifest: Digest
     chunking: Chunking
     installer: InstallerOffer
+    initiator: Text = ""
 
 
 class ManifestPage(Message, tag="manifest", frozen=True, kw_only=True):
@@ -450,7 +476,10 @@ class Refused(Message, tag="refused", frozen=True, kw_only=True):
 
 
 class Withdraw(Message, tag="withdraw", frozen=True, kw_only=True):
-    """Down: the delivery under way was cancelled; what has been received may be kept, nothing more comes."""
+    """Down: the delivery is not wanted any more; what has been received may be kept, nothing more comes.
+
+    Also the answer to a `state` that the delivery can no longer come to, above all `installing`.
+    """
 
     delivery: Identifier
 
@@ -459,13 +488,17 @@ class Withdraw(Message, tag="withdraw", frozen=True, kw_only=True):
 
 
 class State(Message, tag="state", frozen=True, kw_only=True):
-    """Up: where a delivery stands on the terminal. Kept on its disk and sent again until `noted`."""
+    """Up: where a delivery stands on the terminal. A final state is kept on its disk and sent again until `noted`.
+
+    After `installing` nothing is installed before the hub has `noted` it. `seconds`: with `postponed`, for how long.
+    """
 
     delivery: Identifier
     state: Code
     reason: Code = ""
     detail: Text = ""
     version: Version = ""
+    seconds: Seconds = 0.0
 
 
 class Noted(Message, tag="noted", frozen=True, kw_only=True):
@@ -473,6 +506,46 @@ class Noted(Message, tag="noted", frozen=True, kw_only=True):
 
     of: Identifier
     state: Code = ""
+
+
+# --- on one device ------------------------------------------------------------------------------------------------
+# Between the processes of one device, over the agent's local socket. A hub is never sent these.
+
+
+class Inbox(Message, tag="inbox", frozen=True, kw_only=True):
+    """Local: say what waits for a person at this device."""
+
+    id: RequestId
+
+
+class InboxRow(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One delivery a person is to decide on. `seconds` is how long it is put off still, 0 when it asks now."""
+
+    delivery: Identifier
+    program: Identifier
+    version: Version
+    installer_kind: InstallerKind
+    file_name: Annotated[str, Meta(max_length=255)]
+    size: ByteCount
+    initiator: Text = ""
+    since: Seconds = 0.0
+    seconds: Seconds = 0.0
+
+
+class InboxResult(Message, tag="inbox_result", frozen=True, kw_only=True):
+    """Local: everything that waits for a person, oldest first."""
+
+    re: RequestId
+    rows: Annotated[tuple[InboxRow, ...], Meta(max_length=limits.INBOX_ROWS)]
+
+
+class Decide(Message, tag="decide", frozen=True, kw_only=True):
+    """Local: a person has decided: `accept`, `decline` or `later` (for `seconds`). Answered with `done`."""
+
+    id: RequestId
+    delivery: Identifier
+    decision: Literal["accept", "decline", "later"]
+    seconds: Seconds = 0.0
 
 
 # --- any ----------------------------------------------------------------------------------------------------------
@@ -507,6 +580,7 @@ AnyMessage: TypeAlias = (
     | SyncAccepted
     | SyncUpdate
     | SyncDone
+    | Undo
     | SyncRequest
     | SyncResult
     | Cancel
@@ -524,13 +598,18 @@ AnyMessage: TypeAlias = (
     | Withdraw
     | State
     | Noted
+    | Inbox
+    | InboxResult
+    | Decide
     | Error
 )
 
-Request: TypeAlias = DevicesRequest | DeviceUpdate | Programs | Plan | Sync | SyncRequest | Cancel | History
+Request: TypeAlias = DevicesRequest | DeviceUpdate | Programs | Plan | Sync | Undo | SyncRequest | Cancel | History
+LocalRequest: TypeAlias = Inbox | Decide
 
 CLASSES: Final[tuple[type[Message], ...]] = get_args(AnyMessage)
 REQUESTS: Final[tuple[type[Message], ...]] = get_args(Request)
+LOCAL_REQUESTS: Final[tuple[type[Message], ...]] = get_args(LocalRequest)
 
 
 def kind_of(message: type[Message] | Message) -> str:

@@ -29,6 +29,7 @@ ORDER: Final = (
     "protocol.transfer",
     "protocol.conversation",
     "protocol.life",
+    "protocol.quiet",
     "protocol.liveness",
     "protocol.vectors",
     "hub",
