@@ -1,69 +1,143 @@
 """Objects: immutable bytes by SHA-256, each as a pack and its manifest, two files named by the digest.
 
     objects/ab/abcd....pack        the stored chunks end to end
-    objects/ab/abcd....manifest    40 bytes a chunk
+    objects/ab/abcd....manifest    40 bytes a chunk, then the seal: SHA-256 over the object's digest and those bytes
 
 A file is written under a temporary name, synced, renamed and its folder synced, the manifest last: an object whose
-manifest exists is whole. Manifests of objects in use are shared, so that many targets cost one.
+manifest exists is whole. A manifest of an older hub has no seal (its length says so) and gets one when it is checked.
+Manifests of objects in use are shared, so that many targets cost one.
+
+Nothing leaves a pack unchecked. The first time a chunk is read from an open pack it is restored and its SHA-256
+compared; after that the CRC-32 of its stored bytes, which notices a bit that flips later and costs little. What does
+not fit is set aside (`....pack.damaged`), named in the log and never served; publishing the same file again mends it.
 """
 
+import contextlib
 import errno
+import filecmp
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator
+import zlib
+from array import array
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final, cast
 
 from hub.records import StoredObject
 from protocol import limits
-from protocol.chunks import Entry, Manifest, chunking_for, cut, pack_chunk
-from protocol.errors import BadDataError, BadFileError, RefusedError, TransferError
+from protocol.chunks import Entry, Manifest, chunking_for, cut, pack_chunk, restore
+from protocol.errors import BadDataError, BadFileError, RefusedError, TransferError, UnavailableError
 from protocol.messages import Run
 
+log: Final = logging.getLogger("lockstep.hub")
+
+DAMAGED_SUFFIX: Final = ".damaged"
+ROWS_RESERVE_BYTES: Final = 64 * limits.MIB
 _READ_AHEAD_BYTES: Final = 4 * limits.FRAME_BYTES
+_WHOLE_READ_BYTES: Final = limits.MIB
 _TEMPORARY_PREFIX: Final = ".incoming-"
+_SEAL_BYTES: Final = 32
+_UNCHECKED: Final = -1
+_DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class Pack:
-    """An object open for sending: its manifest, and reads of stored bytes. Shared by all who send it."""
+    """An object open for sending: its manifest, and checked reads of stored bytes. Shared by all who send it.
 
-    def __init__(self, digest: bytes, manifest: Manifest, descriptor: int) -> None:
+    `on_damage` is called once, when the pack turns out to be damaged.
+    """
+
+    def __init__(
+        self, digest: bytes, manifest: Manifest, descriptor: int, on_damage: Callable[["Pack"], None] | None = None
+    ) -> None:
         self.digest = digest
         self.manifest = manifest
-        self._descriptor = descriptor
+        self.descriptor = descriptor
+        self._on_damage = on_damage
+        self._damage = ""
+        self._checksums = array("q", [_UNCHECKED]) * manifest.count
         weakref.finalize(self, os.close, descriptor)
 
     def read(self, run: Run) -> bytes:
-        """Return the stored bytes of a run of chunks. Raises BadDataError when the pack is too short."""
+        """Return the stored bytes of a run of chunks, checked. Raises BadDataError when they are damaged."""
+        data = self.read_stored(run)
+        try:
+            for index, stored in self.split(run, data):
+                self._check(index, stored)
+        except TransferError as error:
+            raise self.damaged(f"is damaged at chunks {run.first} to {run.first + run.count - 1}", error) from None
+        return data
+
+    def read_stored(self, run: Run) -> bytes:
+        """Return the bytes of a run as they lie on the disk. Raises BadDataError when they cannot be read."""
+        if self._damage:
+            raise _damaged(self.digest, self._damage)
         offsets = self.manifest.stored_offsets
         start, end = offsets[run.first], offsets[run.first + run.count]
         try:
-            data = os.pread(self._descriptor, end - start, start)
+            data = os.pread(self.descriptor, end - start, start)
             # The kernel reads on while this frame travels, so the next read finds its bytes in memory.
-            os.posix_fadvise(self._descriptor, end, _READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
+            os.posix_fadvise(self.descriptor, end, _READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
         except OSError as error:
-            raise _damaged(self.digest, f"cannot be read: {error.strerror}") from None
+            raise self.damaged(f"cannot be read: {error.strerror}") from None
         if len(data) != end - start:
-            raise _damaged(self.digest, "is truncated")
+            raise self.damaged("is truncated")
         return data
+
+    def split(self, run: Run, data: bytes) -> Iterator[tuple[int, memoryview]]:
+        """Yield the chunks of what was read: index and stored bytes."""
+        offsets = self.manifest.stored_offsets
+        view = memoryview(data)
+        for index in range(run.first, run.first + run.count):
+            yield index, view[offsets[index] - offsets[run.first] : offsets[index + 1] - offsets[run.first]]
+
+    def damaged(self, what: str, why: TransferError | None = None) -> BadDataError:
+        """Have the pack set aside, so that every read fails from now on; return the error."""
+        self._damage = f"{what}: {why.message}" if why else what
+        if self._on_damage is not None:
+            self._on_damage(self)
+        return _damaged(self.digest, self._damage)
+
+    def _check(self, index: int, stored: memoryview) -> None:
+        checksum = zlib.crc32(stored)
+        if self._checksums[index] == _UNCHECKED:
+            restore(stored, self.manifest[index])
+            self._checksums[index] = checksum
+        elif self._checksums[index] != checksum:
+            raise TransferError("It has changed since it was read before.")
 
 
 def _damaged(digest: bytes, what: str) -> BadDataError:
+    what = what.rstrip(".")
     return BadDataError(
         f"Object {digest.hex()} {what}.", hint="Publish the same file again to mend it.", code="damaged-object"
     )
 
 
 class Objects:
-    """The object folder of one hub."""
+    """The object folder of one hub.
 
-    def __init__(self, folder: Path, *, reserve_bytes: int) -> None:
+    `reserve_bytes` of the disk are kept free (0: none), and objects take at most `store_bytes`. `on_disk_failure` is
+    told when the disk could not keep what was written; it may be called from any thread.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        reserve_bytes: int,
+        store_bytes: int = 100 * limits.GIB,
+        on_disk_failure: Callable[[str], object] = log.error,
+    ) -> None:
         self._folder = folder
         self._reserve_bytes = reserve_bytes
+        self._store_bytes = store_bytes
+        self._on_disk_failure = on_disk_failure
         self._open: weakref.WeakValueDictionary[bytes, Pack] = weakref.WeakValueDictionary()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for leftover in folder.glob(f"{_TEMPORARY_PREFIX}*"):
@@ -72,15 +146,15 @@ class Objects:
     def add(self, source: Path) -> StoredObject:
         """Cut, compress and store the file `source`; return what is stored. Blocking: call it in a thread.
 
-        Raises BadFileError for an empty or unreadable file, RefusedError for one too large or a disk too full. The same
-        bytes twice are stored once.
+        Raises BadFileError for an empty or unreadable file, RefusedError for one too large or a disk too full,
+        UnavailableError when the disk could not keep it. The same bytes twice are stored once.
         """
         try:
             size = source.stat().st_size
             self._check_room(source.name, size)
             return self._pack(source, size)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno in _DISK_FULL:
                 raise RefusedError(
                     f"The hub's disk has no room for {source.name}.", hint="Free some space.", code="disk-full"
                 ) from None
@@ -90,18 +164,111 @@ class Objects:
         """Return the object's pack. Raises BadDataError when it is missing or damaged."""
         if found := self._open.get(digest):
             return found
+        opened = self._open_files(digest)
+        self._open[digest] = opened
+        return opened
+
+    def read_whole(self, digest: bytes) -> Iterator[bytes]:
+        """Yield the whole pack in pieces of about 1 MiB, read from the disk, every chunk and the whole SHA-256 checked.
+
+        Blocking. Raises BadDataError when it is missing or damaged, at the latest after the last piece.
+        """
+        pack = self._open_files(digest)
+        # What memory holds of it says nothing about the disk.
+        os.posix_fadvise(pack.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        whole = hashlib.sha256()
+        for run in _runs(pack.manifest):
+            data = pack.read_stored(run)
+            try:
+                for index, stored in pack.split(run, data):
+                    whole.update(restore(stored, pack.manifest[index]))
+            except TransferError as error:
+                raise pack.damaged(f"is damaged at chunk {index}", error) from None
+            yield data
+        if whole.digest() != digest:
+            raise pack.damaged("does not have its digest as a whole")
+        self._seal(digest, pack.manifest)
+
+    def digests(self) -> set[bytes]:
+        """Return the objects that are there, by their manifests."""
+        return {bytes.fromhex(path.stem) for path in self._folder.glob("??/*.manifest") if len(path.stem) == 64}
+
+    def is_there(self, digest: bytes) -> bool:
+        """Return whether both files of an object exist."""
+        return self._path(digest, "manifest").exists() and self._path(digest, "pack").exists()
+
+    def file_names(self) -> list[str]:
+        """Return every file under the folder, relative to it, sorted."""
+        return sorted(str(path.relative_to(self._folder)) for path in self._folder.rglob("*") if path.is_file())
+
+    def manifest_bytes(self, digest: bytes) -> bytes:
+        """Return an object's manifest with its seal. Raises BadDataError."""
+        return _sealed(digest, self._read_manifest(digest).data)
+
+    def check_room_for_rows(self) -> None:
+        """Make sure the disk has room for what the database will write. Raises RefusedError, code `disk-full`."""
+        least = min(self._reserve_bytes, ROWS_RESERVE_BYTES)
+        free = shutil.disk_usage(self._folder).free
+        if free < least:
+            raise RefusedError(
+                f"The hub's disk has {free} bytes free, and {least} are kept for what it owes already.",
+                hint="The hub's owner has to free some space.",
+                code="disk-full",
+            )
+
+    # --- reading --------------------------------------------------------------------------------------------------
+
+    def _open_files(self, digest: bytes) -> Pack:
+        manifest = self._read_manifest(digest)
         try:
-            manifest = Manifest(self._path(digest, "manifest").read_bytes())
             descriptor = os.open(self._path(digest, "pack"), os.O_RDONLY)
         except OSError as error:
             raise _damaged(digest, f"cannot be read: {error.strerror}") from None
-        except TransferError as error:
-            raise _damaged(digest, f"has a damaged manifest: {error.message}") from None
-        opened = Pack(digest, manifest, descriptor)
+        opened = Pack(digest, manifest, descriptor, self._set_pack_aside)
         if os.fstat(descriptor).st_size != manifest.stored_size:
-            raise _damaged(digest, "is truncated")
-        self._open[digest] = opened
+            raise opened.damaged("is truncated")
         return opened
+
+    def _read_manifest(self, digest: bytes) -> Manifest:
+        path = self._path(digest, "manifest")
+        try:
+            data = path.read_bytes()
+            return Manifest(_unsealed(digest, data))
+        except OSError as error:
+            raise _damaged(digest, f"cannot be read: {error.strerror}") from None
+        except TransferError as error:
+            self._set_aside(path)
+            raise _damaged(digest, f"has a damaged manifest: {error.message}") from None
+
+    def _set_pack_aside(self, pack: Pack) -> None:
+        if self._open.get(pack.digest) is pack:
+            del self._open[pack.digest]
+        path = self._path(pack.digest, "pack")
+        try:
+            is_same = os.path.samestat(path.stat(), os.fstat(pack.descriptor))
+        except OSError:
+            return
+        if is_same:  # else it was mended meanwhile, and this was the file before
+            self._set_aside(path)
+
+    def _set_aside(self, path: Path) -> None:
+        aside = path.with_name(path.name + DAMAGED_SUFFIX)
+        try:
+            path.replace(aside)
+            self._sync_folder(path.parent)
+        except (OSError, UnavailableError) as error:
+            log.error("%s is damaged and could not be set aside: %s", path, error)
+        else:
+            log.error("%s is damaged and was set aside as %s; publish the same file again", path, aside.name)
+
+    def _seal(self, digest: bytes, manifest: Manifest) -> None:
+        """Give a manifest that was just found right its seal, if it has none."""
+        path = self._path(digest, "manifest")
+        with contextlib.suppress(OSError, UnavailableError):
+            if path.stat().st_size == len(manifest.data):
+                self._write(path, _sealed(digest, manifest.data))
+
+    # --- writing --------------------------------------------------------------------------------------------------
 
     def _check_room(self, name: str, size: int) -> None:
         if size == 0:
@@ -115,6 +282,13 @@ class Objects:
                 hint="Free some space, or set disk_reserve_bytes lower.",
                 code="disk-full",
             )
+        taken = sum(path.stat().st_size for path in self._folder.glob("??/*"))
+        if taken + size > self._store_bytes:
+            raise RefusedError(
+                f"{name} has {size} bytes, and the hub's objects take {taken} of the {self._store_bytes} they may.",
+                hint="Set store_bytes higher.",
+                code="store-full",
+            )
 
     def _pack(self, source: Path, size: int) -> StoredObject:
         whole = hashlib.sha256()
@@ -125,22 +299,29 @@ class Objects:
                 entry, stored = pack_chunk(raw)
                 entries.append(entry)
                 incoming.write(stored)
+            incoming.flush()
             digest = whole.digest()
             manifest = Manifest.of(entries)
-            if not self._is_whole(digest, manifest):
+            sealed = _sealed(digest, manifest.data)
+            if not self._is_whole(digest, sealed, Path(incoming.name)):
                 self._keep(incoming, self._path(digest, "pack"))
-                with self._incoming() as incoming_manifest:
-                    incoming_manifest.write(manifest.data)
-                    self._keep(incoming_manifest, self._path(digest, "manifest"))
+                self._write(self._path(digest, "manifest"), sealed)
+                self._is_mended(digest)
         return StoredObject(digest=digest, size=manifest.size, stored_size=manifest.stored_size, chunks=manifest.count)
 
-    def _is_whole(self, digest: bytes, manifest: Manifest) -> bool:
-        """Whether both files are there and as long as they should be; publishing again mends an object that is not."""
+    def _is_whole(self, digest: bytes, sealed: bytes, incoming: Path) -> bool:
+        """Whether both files are there, byte for byte; publishing again mends an object that is not."""
         try:
-            there = self._path(digest, "manifest").read_bytes() == manifest.data
-            return there and self._path(digest, "pack").stat().st_size == manifest.stored_size
+            there = self._path(digest, "manifest").read_bytes() == sealed
+            return there and filecmp.cmp(self._path(digest, "pack"), incoming, shallow=False)
         except OSError:
             return False
+
+    def _is_mended(self, digest: bytes) -> None:
+        """Nobody opens the older file any more, and what was set aside is no longer needed."""
+        self._open.pop(digest, None)
+        for part in ("pack", "manifest"):
+            self._path(digest, f"{part}{DAMAGED_SUFFIX}").unlink(missing_ok=True)
 
     def _path(self, digest: bytes, part: str) -> Path:
         name = digest.hex()
@@ -155,19 +336,63 @@ class Objects:
             finally:
                 Path(stream.name).unlink(missing_ok=True)
 
+    def _write(self, path: Path, data: bytes) -> None:
+        with self._incoming() as incoming:
+            incoming.write(data)
+            self._keep(incoming, path)
+
     def _keep(self, incoming: BinaryIO, path: Path) -> None:
         """Give a temporary file its final name, durably."""
         incoming.flush()
-        os.fsync(incoming.fileno())
+        self._sync(incoming.fileno(), path)
         path.parent.mkdir(mode=0o700, exist_ok=True)
         Path(incoming.name).replace(path)
         for folder in (path.parent, self._folder):
-            _sync_folder(folder)
+            self._sync_folder(folder)
+
+    def _sync_folder(self, folder: Path) -> None:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            self._sync(descriptor, folder)
+        finally:
+            os.close(descriptor)
+
+    def _sync(self, descriptor: int, path: Path) -> None:
+        """Wait until the disk has it. Raises UnavailableError when it says that it could not keep it.
+
+        Then the kernel has dropped what it held, and a second fsync that succeeds means nothing ("fsyncgate": Rebello
+        et al., "Can Applications Recover from fsync Failures?", USENIX ATC 2020). So it is not tried again.
+        """
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno in _DISK_FULL:
+                raise
+            what = f"{path.name}: {error.strerror}"
+            self._on_disk_failure(what)
+            raise UnavailableError(f"The hub's disk could not keep {what}.", code="disk-failed") from None
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _sealed(digest: bytes, manifest: bytes) -> bytes:
+    return manifest + hashlib.sha256(digest + manifest).digest()
+
+
+def _unsealed(digest: bytes, data: bytes) -> bytes:
+    """Return the manifest's entries. Raises TransferError when the seal does not fit; an older manifest has none."""
+    if len(data) % limits.MANIFEST_ENTRY_BYTES != _SEAL_BYTES:
+        return data
+    entries = data[:-_SEAL_BYTES]
+    if _sealed(digest, entries) != data:
+        raise TransferError("Its seal does not fit.")
+    return entries
+
+
+def _runs(manifest: Manifest) -> Iterator[Run]:
+    """Yield the chunks in runs of about 1 MiB of stored bytes, few enough that their raw bytes stay bounded too."""
+    offsets, raw_offsets = manifest.stored_offsets, manifest.raw_offsets
+    first = 0
+    for index in range(1, manifest.count + 1):
+        is_large = max(offsets[index] - offsets[first], raw_offsets[index] - raw_offsets[first]) >= _WHOLE_READ_BYTES
+        if is_large or index == manifest.count:
+            yield Run(first, index - first)
+            first = index

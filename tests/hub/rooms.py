@@ -1,8 +1,9 @@
 """The hub's rooms without sockets, for tests: an open data folder, accounts, terminals and published programs."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,3 +78,14 @@ def inventory_of(published: Published) -> Inventory:
         digest=bytes.fromhex(published.digest),
     )  # fmt: skip
     return Inventory(programs=(program,))
+
+
+@contextmanager
+def small_disk(folder: Path, size_bytes: int) -> Iterator[Path]:
+    """Mount a file system in memory of this size on `folder`; needs root."""
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
