@@ -87,11 +87,12 @@ async def running_hub(tmp_path: Path, **settings: Any) -> AsyncIterator[RunningH
 class HubProcess:
     """A hub as a process of its own on the data of `folder`; a context manager that stops it.
 
-    `names` are further "HOST:PORT" by which it is dialled.
+    `names` are further "HOST:PORT" by which it is dialled; `module` is what `python -m` runs, with its first arguments.
     """
 
-    def __init__(self, folder: Path, *, names: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, *, names: Sequence[str] = (), module: Sequence[str] = ("hub",)) -> None:
         self._folder = folder
+        self._module = module
         self._names = [option for name in names for option in ("--name", name)]
         self._process: asyncio.subprocess.Process | None = None
         self._port = 0
@@ -100,6 +101,11 @@ class HubProcess:
     def url(self) -> str:
         """Where terminals dial."""
         return f"ws://127.0.0.1:{self._port}"
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return self._port
 
     @property
     def pid(self) -> int:
@@ -112,7 +118,7 @@ class HubProcess:
         log = (self._folder.parent / "hub.log").open("ab")
         with log:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "hub", "serve",
+                sys.executable, "-m", *self._module, "serve",
                 "--data", str(self._folder), "--listen", f"127.0.0.1:{self._port}", *self._names,
                 stdout=asyncio.subprocess.PIPE, stderr=log,
                 env={**os.environ, "LOCKSTEP_HUB_DISK_RESERVE_BYTES": "0"},
@@ -123,6 +129,11 @@ class HubProcess:
         found = re.search(r"://[^ ]*:(\d+)", line)
         assert found, f"the hub said {line!r}; see {log.name}"
         self._port = int(found[1])
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it runs no more though nobody stopped it."""
+        return self._process is not None and self._process.returncode is not None
 
     def kill_now(self) -> None:
         """Send SIGKILL without waiting; call `kill` next."""

@@ -92,7 +92,7 @@ class ProxiedConnection:
                 raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT_AT_CLOSE)
             writer.transport.abort()
         self._writers = ()
-        self.thaw()  # so that what waits sees the end
+        self.thaw()  # so that what waits sees the end; it writes nothing more
 
     def freeze(self) -> None:
         """Stop both directions without ending anything: a cable pulled."""
@@ -128,6 +128,8 @@ class SlowProxy:
         self.up_bytes_per_second = up_bytes_per_second
         self.down_bytes_per_second = down_bytes_per_second
         self.connections: list[ProxiedConnection] = []  # every one there was, the newest last
+        self._open: list[ProxiedConnection] = []
+        self._ended_bytes = (0, 0)
         self.refuses = False  # cut each new connection at once
         self.port = 0
         self._buffer_bytes = buffer_bytes
@@ -147,16 +149,16 @@ class SlowProxy:
     @property
     def up_bytes(self) -> int:
         """Carried to the target, all connections together."""
-        return sum(connection.up.carried_bytes for connection in self.connections)
+        return self._ended_bytes[0] + sum(connection.up.carried_bytes for connection in self._open)
 
     @property
     def down_bytes(self) -> int:
         """Carried back from the target, all connections together."""
-        return sum(connection.down.carried_bytes for connection in self.connections)
+        return self._ended_bytes[1] + sum(connection.down.carried_bytes for connection in self._open)
 
     def open_connections(self) -> list[ProxiedConnection]:
         """Return those that have not ended."""
-        return [connection for connection in self.connections if connection.is_open]
+        return [connection for connection in self._open if connection.is_open]
 
     def cut(self) -> None:
         """Cut every open connection now."""
@@ -204,10 +206,13 @@ class SlowProxy:
         up, down = Flow(self.up_bytes_per_second), Flow(self.down_bytes_per_second)
         connection = ProxiedConnection(up, down, (writer, target_writer))
         self.connections.append(connection)
+        self._open.append(connection)
         try:
             await _both(up.run(reader, target_writer), down.run(target_reader, writer))
         finally:
             connection.cut()
+            self._open.remove(connection)
+            self._ended_bytes = (self._ended_bytes[0] + up.carried_bytes, self._ended_bytes[1] + down.carried_bytes)
 
     async def _dial(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if self.refuses:

@@ -1,0 +1,168 @@
+"""A device under chaos: a terminal's process behind its own slow link, and an installer that writes down what it does.
+
+The owner's command of its device file appends a line to a log (synced) when it begins, puts the file in place in one
+step and appends another; the check command prints the version that is in place. So what happened can be told without
+asking Lockstep.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from terminal.state import StateFolder
+from tests.harness import SlowProxy
+from tests.harness.terminals import TerminalProcess
+
+# begun or placed, delivery, version to install, version found in place ("none"), pid, time
+_INSTALL: Final = """set -eu
+place=$1
+there=$(readlink "$place/current" || echo none)
+say() {
+    echo "$1 $LOCKSTEP_DELIVERY $LOCKSTEP_VERSION $there $$ $(date +%s.%N)" >>"$place/log"
+    sync -d "$place/log"
+}
+say begun
+cp "$LOCKSTEP_FILE" "$place/new.$$"
+sync -d "$place/new.$$"
+mv -f "$place/new.$$" "$place/$LOCKSTEP_VERSION"
+ln -s "$LOCKSTEP_VERSION" "$place/link.$$"
+mv -fT "$place/link.$$" "$place/current"
+say placed
+[ "$there" = "$LOCKSTEP_VERSION" ] || rm -f "$place/$there"
+sleep "$2"
+"""
+_CHECK: Final = """readlink "$1/current" || exit 1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Installer:
+    """A version that was published; sizes in bytes, `stored_size` as it travels."""
+
+    version: str
+    digest: str
+    stored_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One line of an installer's log."""
+
+    step: str
+    delivery: str
+    version: str
+    found: str
+
+
+class Place:
+    """Where one device's installer puts things, and its log."""
+
+    def __init__(self, folder: Path, *, pause_seconds: float) -> None:
+        self.folder = folder
+        self._pause_seconds = pause_seconds
+        folder.mkdir()
+        (folder / "install.sh").write_text(_INSTALL)
+        (folder / "check.sh").write_text(_CHECK)
+
+    @property
+    def device_file(self) -> str:
+        """The device file (TOML) of a terminal that installs here."""
+        command = ["/bin/sh", str(self.folder / "install.sh"), str(self.folder), str(self._pause_seconds)]
+        check = ["/bin/sh", str(self.folder / "check.sh"), str(self.folder)]
+        return (
+            'installer_kinds = ["deb"]\n\n[installers.deb]\n'
+            f"command = {command}\ncheck_command = {check}\ntimeout_seconds = 60.0\n"
+        )
+
+    def digest(self) -> str:
+        """Return the SHA-256 in hex of what is in place, "" when nothing is."""
+        try:
+            return hashlib.sha256((self.folder / "current").read_bytes()).hexdigest()
+        except FileNotFoundError:
+            return ""
+
+    def runs(self) -> list[Run]:
+        """Return the lines of the log; one that a kill cut short is left out."""
+        return [Run(*words[:4]) for line in self._lines() if len(words := line.split()) == 6]
+
+    def doubled(self) -> list[Run]:
+        """Return the runs that began although what they install was in place already."""
+        return [run for run in self.runs() if run.step == "begun" and run.found == run.version]
+
+    def log_bytes(self) -> int:
+        """How long the log is."""
+        try:
+            return (self.folder / "log").stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def _lines(self) -> list[str]:
+        try:
+            return (self.folder / "log").read_text().splitlines()
+        except FileNotFoundError:
+            return []
+
+
+@dataclass(slots=True)
+class Job:
+    """One sync to one device: what flows, and what its link had carried before."""
+
+    installer: Installer
+    carried_before_bytes: int
+    connections_before: int
+    connection_before_bytes: int
+    asked_at: float
+    sync: str = ""
+
+
+class Device:
+    """A terminal's process, its link, its installer, and the sync it is getting now."""
+
+    LEAST_FLOW_BYTES: Final = 64 * 1024  # less than this may be the chatter of a login and a manifest
+
+    def __init__(self, folder: Path, name: str, *, rate: float, pause_seconds: float, fault: str) -> None:
+        self.name = name
+        self.state = StateFolder(folder / name)
+        self.place = Place(folder / f"{name}.place", pause_seconds=pause_seconds)
+        self.proxy = SlowProxy(down_bytes_per_second=rate)
+        self.process = TerminalProcess(self.state.path, module=("tests.chaos.launch", fault, "terminal"))
+        self.terminal = ""
+        self.job: Job | None = None
+
+    def begin(self, installer: Installer, now: float) -> Job:
+        """Remember what the link had carried when this sync was asked for."""
+        live = self.proxy.open_connections()
+        self.job = Job(
+            installer=installer,
+            carried_before_bytes=self.proxy.down_bytes,
+            connections_before=len(self.proxy.connections) - len(live),
+            connection_before_bytes=sum(one.down.carried_bytes for one in live),
+            asked_at=now,
+        )
+        return self.job
+
+    def carried_bytes(self) -> int:
+        """What has come over the link since the sync was asked for."""
+        return self.proxy.down_bytes - self.job.carried_before_bytes if self.job else 0
+
+    def flows(self) -> list[int]:
+        """Bytes of each connection since the sync was asked for on which more than chatter came: the object flowed."""
+        if self.job is None:
+            return []
+        carried = [one.down.carried_bytes for one in self.proxy.connections[self.job.connections_before :]]
+        if carried:
+            carried[0] -= self.job.connection_before_bytes
+        return [count for count in carried if count > self.LEAST_FLOW_BYTES]
+
+    def is_mid_transfer(self) -> bool:
+        """Whether the object flows to the device over a connection that is open, and cannot be whole there yet."""
+        if self.job is None or self.carried_bytes() >= self.job.installer.stored_size:
+            return False
+        live = self.proxy.open_connections()
+        if not live:
+            return False
+        before = (
+            self.job.connection_before_bytes if len(self.proxy.connections) == self.job.connections_before + 1 else 0
+        )
+        return live[-1].down.carried_bytes - before > self.LEAST_FLOW_BYTES

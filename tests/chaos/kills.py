@@ -1,0 +1,224 @@
+"""SIGKILL at seeded moments: the hub, a terminal, both at once, most of them while an object flows.
+
+Out of 1,700 kills 1,000 are the hub's, 500 a terminal's, 200 both. Two worlds run side by side, each with a hub, three
+terminals behind 1.5 MiB/s links and an initiator. A kill counts as mid-transfer when at its moment an object was
+flowing to a device (to the killed one, for a terminal's kill; to any, for the hub's) over an open connection and the
+link had carried fewer bytes since the request than the object has, so that it cannot have been whole there.
+
+Accepted is what was answered with `sync_accepted`, as written down outside of Lockstep. Lost: unknown afterwards, not
+ended within two minutes, or ended otherwise than well. Doubled: the installer's command ran again though what it
+installs was in place. Wrong: said to be done, and the file in place has another SHA-256. Which moments are chosen
+follows from the seed; what the processes were doing then does not, so a seed that failed once may have to be run more
+than once.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from tests.chaos.devices import Device
+from tests.chaos.outcome import Options, Outcome
+from tests.chaos.world import Faults, World, opened_world
+
+Kind = Literal["hub", "terminal", "both"]
+Moment = Literal["flowing", "installing", "accepted", "any"]
+
+SHARES: Final[dict[Kind, int]] = {"hub": 1_000, "terminal": 500, "both": 200}
+MOMENTS: Final[dict[Moment, int]] = {"flowing": 76, "installing": 10, "accepted": 6, "any": 8}
+WORLDS: Final = 2
+LEAST_MID_TRANSFER: Final = 0.6
+SAY_EVERY_KILLS: Final = 25
+MOMENT_WITHIN_SECONDS: Final = 20.0
+ANY_WITHIN_SECONDS: Final = 1.5
+ACCEPTED_WITHIN_SECONDS: Final = 0.05
+INSTALLING_WITHIN_SECONDS: Final = 0.3
+WATCH_EVERY_SECONDS: Final = 0.005
+LAST_PART: Final = 0.95  # of what is still to come, so that the kill meets the object before it is whole
+
+
+@dataclass(slots=True)
+class Tally:
+    """What the killers of all worlds did."""
+
+    goal: int
+    kills: int = 0
+    mid_transfer: int = 0
+
+
+class Killer:
+    """Kills in one world, by its own chance."""
+
+    def __init__(self, world: World, chance: random.Random, tally: Tally, moments: dict[Moment, int]) -> None:
+        self._world = world
+        self._chance = chance
+        self._tally = tally
+        self._moments = moments
+
+    async def kill(self, kind: Kind) -> None:
+        """Wait for a moment, kill, start again."""
+        (moment,) = self._chance.choices([*self._moments], [*self._moments.values()])
+        device = self._chance.choice(self._world.devices)
+        await self._wait_for(moment, device)
+        self._world.note_deaths()
+        hit = [device] if kind == "terminal" else self._world.devices
+        self._tally.mid_transfer += any(one.is_mid_transfer() for one in hit)
+        self._tally.kills += 1
+        await self._kill(kind, device)
+
+    async def _kill(self, kind: Kind, device: Device) -> None:
+        with_installers = self._chance.random() < 0.5
+        if kind != "terminal":
+            self._world.hub.kill_now()
+        if kind != "hub":
+            await device.process.kill(with_installers=with_installers)
+            await device.process.start()
+        if kind != "terminal":
+            await self._world.hub.kill()
+            await self._world.start_hub()
+
+    async def _wait_for(self, moment: Moment, device: Device) -> None:
+        try:
+            async with asyncio.timeout(MOMENT_WITHIN_SECONDS):
+                match moment:
+                    case "flowing":
+                        await self._flowing(device)
+                    case "installing":
+                        await self._installing(device)
+                    case "accepted":
+                        self._world.accepted.clear()
+                        await self._world.accepted.wait()
+                        await asyncio.sleep(self._chance.uniform(0, ACCEPTED_WITHIN_SECONDS))
+                    case "any":
+                        await asyncio.sleep(self._chance.uniform(0, ANY_WITHIN_SECONDS))
+        except TimeoutError:
+            return  # the moment did not come: then it falls now
+
+    async def _flowing(self, device: Device) -> None:
+        """Wait until a part of what is still to come of an object has come."""
+        part = self._chance.uniform(0, LAST_PART)
+        while True:
+            await _until(device.is_mid_transfer)
+            job = device.job
+            assert job is not None
+            carried_bytes = device.carried_bytes()
+            due_bytes = carried_bytes + part * (job.installer.stored_size - carried_bytes)
+            while device.is_mid_transfer() and device.carried_bytes() < due_bytes:  # noqa: ASYNC110
+                await asyncio.sleep(WATCH_EVERY_SECONDS)
+            if device.job is job and device.is_mid_transfer():
+                return
+
+    async def _installing(self, device: Device) -> None:
+        """Wait until an installer has begun, and then some."""
+        log_bytes = device.place.log_bytes()
+        await _until(lambda: device.place.log_bytes() > log_bytes)
+        await asyncio.sleep(self._chance.uniform(0, INSTALLING_WITHIN_SECONDS))
+
+
+async def _until(true: Callable[[], bool]) -> None:
+    while not true():  # noqa: ASYNC110 - what is waited for lies in other processes and on links
+        await asyncio.sleep(WATCH_EVERY_SECONDS)
+
+
+def plan(kills: int, chance: random.Random) -> list[Kind]:
+    """Return the kinds of `kills` kills in a random order, in the shares of the full run."""
+    whole = sum(SHARES.values())
+    kinds: list[Kind] = [kind for kind, share in SHARES.items() for _ in range(round(kills * share / whole))]
+    kinds = (kinds + ["hub"] * kills)[:kills]
+    chance.shuffle(kinds)
+    return kinds
+
+
+async def chaos(
+    folder: Path,
+    seed: int,
+    kinds: list[Kind],
+    tally: Tally,
+    *,
+    devices: int = 3,
+    faults: Faults | None = None,
+    moments: dict[Moment, int] | None = None,
+) -> World:
+    """Kill as `kinds` say in one world, then let everything that was accepted end; return the world with its ledger."""
+    chance = random.Random(seed)
+    async with opened_world(folder, seed, devices=devices, faults=faults) as world:
+        stop = asyncio.Event()
+        syncing = [
+            asyncio.create_task(world.keep_syncing(device, random.Random(chance.getrandbits(64)), stop))
+            for device in world.devices
+        ]
+        killer = Killer(world, chance, tally, moments or MOMENTS)
+        try:
+            for kind in kinds:
+                await killer.kill(kind)
+                if tally.kills % SAY_EVERY_KILLS == 0:
+                    _say(tally, world)
+        finally:
+            stop.set()
+            await asyncio.gather(*syncing)
+        world.note_deaths()
+    return world
+
+
+def _say(tally: Tally, world: World) -> None:
+    ledger = world.ledger
+    print(
+        f"kills: {tally.kills} of {tally.goal}, {tally.mid_transfer} mid-transfer; {world.folder.name}: "
+        f"{len(ledger.accepted)} accepted, {ledger.ended} ended well, {ledger.resumes} resumes, "
+        f"{len(ledger.lost)} lost, {len(world.doubled())} doubled, {len(ledger.wrong)} wrong",
+        flush=True,
+    )
+
+
+async def _all_worlds(options: Options, tally: Tally) -> list[World]:
+    chance = random.Random(options.seed)
+    kinds = plan(options.kills, chance)
+    worlds = [kinds[number::WORLDS] for number in range(WORLDS)]
+    async with asyncio.TaskGroup() as group:
+        tasks = [
+            group.create_task(chaos(options.folder / f"world{number}", options.seed + number * 7_919, part, tally))
+            for number, part in enumerate(worlds)
+            if part
+        ]
+    return [task.result() for task in tasks]
+
+
+def run(options: Options) -> Outcome:
+    """Kill `options.kills` times and sum up."""
+    tally = Tally(options.kills)
+    worlds = asyncio.run(_all_worlds(options, tally))
+    return outcome_of(worlds, tally)
+
+
+def outcome_of(worlds: list[World], tally: Tally, *, least_mid_transfer: float = LEAST_MID_TRANSFER) -> Outcome:
+    """Print every breach and return the sum of what the worlds' ledgers hold."""
+    ledgers = [world.ledger for world in worlds]
+    lost = [one for ledger in ledgers for one in ledger.lost]
+    wrong = [one for ledger in ledgers for one in ledger.wrong]
+    doubled = [one for world in worlds for one in world.doubled()]
+    over = [one for ledger in ledgers for one in ledger.over_window]
+    died = [one for ledger in ledgers for one in ledger.died]
+    for word, breaches in (("lost", lost), ("doubled", doubled), ("wrong", wrong), ("over", over), ("died", died)):
+        for breach in breaches:
+            print(f"  {word}: {breach}", flush=True)
+    resumes = sum(ledger.resumes for ledger in ledgers)
+    twice_bytes = sum(ledger.twice_bytes for ledger in ledgers)
+    largest = max(ledger.largest_twice_bytes for ledger in ledgers)
+    accepted, ended = sum(len(ledger.accepted) for ledger in ledgers), sum(ledger.ended for ledger in ledgers)
+    return Outcome(
+        passed=not (lost or doubled or wrong or over or died)
+        and tally.kills == tally.goal
+        and tally.mid_transfer >= least_mid_transfer * tally.kills,
+        line=f"{tally.kills} kills, {tally.mid_transfer} mid-transfer; {accepted} syncs accepted, {ended} ended well, "
+        f"{len(lost)} lost, {len(doubled)} doubled, {len(wrong)} wrong; {resumes} resumes, per resume "
+        f"{twice_bytes / max(resumes, 1) / 1024:.0f} KiB sent beyond the object (largest {largest / 1024:.0f} KiB), "
+        f"{len(over)} over one window; {len(died)} processes died by themselves",
+        kills=tally.kills,
+        mid_transfer=tally.mid_transfer,
+        resumes=resumes,
+        lost=len(lost),
+        doubled=len(doubled),
+        wrong=len(wrong),
+    )

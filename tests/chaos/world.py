@@ -1,0 +1,288 @@
+"""One world under chaos: a hub's process, terminals behind slow links, and an initiator that writes down its answers.
+
+The world keeps its state through the whole run. Each device gets one sync after the other; whatever was answered with
+`sync_accepted` has to end as done, with the right file in place, whatever is killed meanwhile.
+"""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, TypeVar
+
+from protocol import life, limits
+from protocol.errors import BadDataError, LockstepError, UnavailableError
+from terminal.client import Client, enrol, open_client
+from terminal.place import local_device
+from terminal.state import StateFolder
+from tests.chaos.devices import Device, Installer, Job
+from tests.harness import PASSWORD, HubProcess, SlowProxy, make_installer, running_hub
+
+PROGRAM: Final = "thing"
+VERSIONS: Final = 8
+RATE_BYTES_PER_SECOND: Final = 1.5 * limits.MIB
+SMALLEST_BYTES: Final = int(1.5 * limits.MIB)
+LARGEST_BYTES: Final = 3 * limits.MIB
+LONG_BYTES: Final = 9 * limits.MIB  # one version is so large that more than one window of frames is under way in it
+PAUSE_SECONDS: Final = 0.2  # that an installer goes on after it has put its file in place
+LOST_AFTER_SECONDS: Final = 120.0
+LOOK_EVERY_SECONDS: Final = 0.2
+AGAIN_SECONDS: Final = 0.05
+ASK_SECONDS: Final = 60.0
+START_TRIES: Final = 20
+HUB_STARTS_AGAIN_SECONDS: Final = 0.2
+WINDOW_BYTES: Final = limits.WINDOW_LARGEST_FRAMES * limits.FRAME_BYTES
+CHATTER_BYTES: Final = 128 * 1024  # a login's messages, the manifest again, and what lay in kernel buffers
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """What is broken on purpose at the hub and at the terminals; names of `tests/chaos/launch.py`."""
+
+    hub: str = "none"
+    terminal: str = "none"
+
+
+@dataclass(slots=True)
+class Ledger:
+    """What was seen from outside: syncs accepted and ended, resumes, and every breach in words."""
+
+    accepted: list[str] = field(default_factory=list)
+    ended: int = 0
+    resumes: int = 0
+    twice_bytes: int = 0
+    largest_twice_bytes: int = 0  # of one resume
+    lost: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    over_window: list[str] = field(default_factory=list)
+    died: list[str] = field(default_factory=list)  # processes that ended though nobody killed them
+
+
+class Initiator:
+    """The terminal that asks; a client in this process that comes back whenever its hub does."""
+
+    def __init__(self, state: Path) -> None:
+        self.folder = StateFolder(state)
+        self._client: Client | None = None
+        self._changed = asyncio.Event()
+        self._lost = asyncio.Event()
+
+    async def keep_connected(self) -> None:
+        """Stay connected until cancelled."""
+        while True:
+            with contextlib.suppress(LockstepError, OSError, TimeoutError):
+                async with open_client(self.folder) as client:
+                    self._lost.clear()
+                    self._client = client
+                    self._changed.set()
+                    await self._lost.wait()
+            self._client = None
+            self._changed.clear()
+            await asyncio.sleep(AGAIN_SECONDS)
+
+    async def ask(self, call: Callable[[Client], Awaitable[Answer]]) -> Answer:
+        """Ask until the hub answers; raises what the answer says, TimeoutError when none comes for a minute."""
+        async with asyncio.timeout(ASK_SECONDS):
+            while True:
+                await self._changed.wait()
+                client = self._client
+                try:
+                    assert client is not None
+                    return await call(client)
+                except (UnavailableError, BadDataError, AssertionError):
+                    if client is self._client:
+                        self._lost.set()
+                        self._changed.clear()
+                    await asyncio.sleep(AGAIN_SECONDS)
+
+
+class World:
+    """One hub, its devices and its initiator. Use `opened_world`."""
+
+    def __init__(self, folder: Path, seed: int, *, devices: int, faults: Faults) -> None:
+        self.folder = folder
+        self.ledger = Ledger()
+        self.accepted = asyncio.Event()  # set at each acceptance; whoever waits for one clears it first
+        self.installers: list[Installer] = []
+        self.devices = [
+            Device(folder, f"pc{n}", rate=RATE_BYTES_PER_SECOND, pause_seconds=PAUSE_SECONDS, fault=faults.terminal)
+            for n in range(devices)
+        ]
+        self._seed = seed
+        self._faults = faults
+        self._gate = SlowProxy()  # the initiator's link, as fast as it goes
+        self._initiator = Initiator(folder / "initiator")
+        self._hub: HubProcess | None = None
+
+    @property
+    def hub(self) -> HubProcess:
+        """The hub's process."""
+        assert self._hub is not None
+        return self._hub
+
+    # --- putting it together ------------------------------------------------------------------------------------------
+
+    async def publish(self) -> None:
+        """Make and publish all versions: bytes that cannot be compressed and have nothing in common."""
+        chance = random.Random(self._seed)
+        async with running_hub(self.folder) as hub:
+            await hub.add_account("alice")
+            for number in range(1, VERSIONS + 1):
+                size = LONG_BYTES if number == VERSIONS else chance.randint(SMALLEST_BYTES, LARGEST_BYTES)
+                path = make_installer(
+                    self.folder, "deb", PROGRAM, f"{number}.0", size=size, seed=self._seed * 1_000 + number
+                )
+                published = await hub.publish(path)
+                digest = published.digest
+                stored = (self.folder / "hub" / "objects" / digest[:2] / f"{digest}.pack").stat().st_size
+                self.installers.append(Installer(f"{number}.0", digest, stored))
+                path.unlink()
+
+    async def start(self, stack: AsyncExitStack) -> None:
+        """Start the hub and enrol everyone; everything ends with `stack`."""
+        proxies = [self._gate, *(device.proxy for device in self.devices)]
+        for proxy in proxies:
+            await stack.enter_async_context(proxy)
+        module = ("tests.chaos.launch", self._faults.hub, "hub")
+        self._hub = HubProcess(self.folder / "hub", names=[proxy.name for proxy in proxies], module=module)
+        await stack.enter_async_context(self._hub)
+        for proxy in proxies:
+            proxy.target_port = self._hub.port
+        await _enrol(self._initiator.folder, self._gate, "initiator")
+        keeping = asyncio.create_task(self._initiator.keep_connected())
+        stack.push_async_callback(_ended, keeping)
+        for device in self.devices:
+            device.state.save_device_file(device.place.device_file.encode())
+            device.terminal = await _enrol(device.state, device.proxy, device.name)
+            await stack.enter_async_context(device.process)
+
+    # --- delivering ---------------------------------------------------------------------------------------------------
+
+    async def deliver(self, device: Device, installer: Installer, request_key: str) -> None:
+        """Sync `installer` to `device`, write down that it was accepted, wait for its end and look whether it is true.
+
+        Breaches go to the ledger.
+        """
+        job = device.begin(installer, asyncio.get_running_loop().time())
+        try:
+            watch = await self._initiator.ask(
+                lambda client: client.sync(
+                    PROGRAM, targets=(device.terminal,), version=installer.version, request_key=request_key
+                )
+            )
+            job.sync = watch.sync
+            self._write_down(job)
+            await self._follow(device, job)
+        except (LockstepError, TimeoutError) as error:
+            what = f"sync {job.sync}" if job.sync else "a request"
+            self.ledger.lost.append(f"{device.name}: {what} for {installer.version}: {type(error).__name__}: {error}")
+        finally:
+            device.job = None
+
+    def _write_down(self, job: Job) -> None:
+        self.ledger.accepted.append(job.sync)
+        with (self.folder / "accepted.txt").open("a") as file:
+            file.write(f"{job.sync} {job.installer.version} {job.installer.digest}\n")
+        self.accepted.set()
+
+    async def _follow(self, device: Device, job: Job) -> None:
+        """Wait for the end of an accepted sync; raises TimeoutError when it hangs, UnknownNameError when it is gone."""
+        async with asyncio.timeout(LOST_AFTER_SECONDS):
+            while True:
+                (row,) = await self._initiator.ask(lambda client: client.sync_result(job.sync))
+                if row.state in life.FINAL:
+                    break
+                await asyncio.sleep(LOOK_EVERY_SECONDS)
+        if row.state not in life.GOOD:
+            self.ledger.lost.append(f"{device.name}: sync {job.sync} ended {row.state}: {row.reason}: {row.detail}")
+            return
+        self.ledger.ended += 1
+        there = await asyncio.to_thread(device.place.digest)
+        if there != job.installer.digest:
+            self.ledger.wrong.append(
+                f"{device.name}: sync {job.sync} is {row.state} with {job.installer.digest}, the file is {there or '-'}"
+            )
+        self._count_bytes(device, job)
+
+    def _count_bytes(self, device: Device, job: Job) -> None:
+        """Count what the link carried beyond the object: sent twice, a login's chatter and the manifest among it."""
+        resumes = max(len(device.flows()) - 1, 0)
+        if not resumes:
+            return
+        twice_bytes = max(device.carried_bytes() - job.installer.stored_size, 0)
+        self.ledger.resumes += resumes
+        self.ledger.twice_bytes += twice_bytes
+        self.ledger.largest_twice_bytes = max(self.ledger.largest_twice_bytes, twice_bytes // resumes)
+        connections = len(device.proxy.connections) - job.connections_before
+        if twice_bytes > resumes * WINDOW_BYTES + connections * CHATTER_BYTES:
+            self.ledger.over_window.append(
+                f"{device.name}: {twice_bytes} bytes more in {resumes} resumes of {job.sync}"
+            )
+
+    async def keep_syncing(self, device: Device, chance: random.Random, stop: asyncio.Event) -> None:
+        """Bring one version after the other to `device` until told to stop; each last used long ago."""
+        waiting = list(self.installers)
+        chance.shuffle(waiting)
+        while not stop.is_set():
+            installer = waiting.pop(chance.randrange(len(waiting) // 2))
+            waiting.append(installer)
+            await self.deliver(device, installer, f"{device.name}-{chance.getrandbits(64):016x}")
+
+    # --- killing ------------------------------------------------------------------------------------------------------
+
+    async def start_hub(self) -> None:
+        """Start the hub again on its port, which another process may have for a moment."""
+        for _ in range(START_TRIES):
+            try:
+                await self.hub.start()
+                return
+            except AssertionError as error:
+                last = error
+                await self.hub.kill()
+                await asyncio.sleep(HUB_STARTS_AGAIN_SECONDS)
+        raise last
+
+    def note_deaths(self) -> None:
+        """Write down which processes have ended though nobody killed them."""
+        if self.hub.has_ended:
+            self.ledger.died.append(f"the hub; see {self.folder / 'hub.log'}")
+        self.ledger.died.extend(
+            f"{device.name}; see {device.process.log}" for device in self.devices if device.process.has_ended
+        )
+
+    def doubled(self) -> list[str]:
+        """Return every installation that ran again although it was in place."""
+        return [
+            f"{device.name}: delivery {run.delivery} installed {run.version} again"
+            for device in self.devices
+            for run in device.place.doubled()
+        ]
+
+
+@asynccontextmanager
+async def opened_world(
+    folder: Path, seed: int, *, devices: int = 3, faults: Faults | None = None
+) -> AsyncIterator[World]:
+    """Make a world in `folder` and run it until the block is left."""
+    folder.mkdir(parents=True)
+    world = World(folder, seed, devices=devices, faults=faults or Faults())
+    await world.publish()
+    async with AsyncExitStack() as stack:
+        await world.start(stack)
+        yield world
+
+
+async def _enrol(folder: StateFolder, proxy: SlowProxy, name: str) -> str:
+    info, _ = local_device(folder)
+    identity = await enrol(folder, proxy.url, account="alice", password=PASSWORD, name=name, device=info)
+    return identity.terminal
+
+
+async def _ended(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
