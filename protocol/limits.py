@@ -40,6 +40,9 @@ WANT_RUNS: Final = 1_024
 
 # --- transfer -----------------------------------------------------------------------------------------------------
 FRAME_BYTES: Final = 256 * KIB  # pack bytes in one `chunks` message
+FRAME_FIRST_BYTES: Final = 64 * KIB  # until the first acknowledgement says how fast the link is
+FRAME_SMALLEST_BYTES: Final = 4 * KIB
+FRAME_SECONDS: Final = 0.25  # what one frame should take on the link
 WINDOW_FIRST_FRAMES: Final = 2
 WINDOW_LARGEST_FRAMES: Final = 16
 WINDOW_GROWS_BELOW_SECONDS: Final = 2.0  # data in flight at the measured rate
@@ -60,6 +63,9 @@ SYNC_UPDATES_EVERY_SECONDS: Final = 0.5
 PRESENCE_GRACE_SECONDS: Final = 5.0
 RECONNECT_FIRST_SECONDS: Final = 1.0
 RECONNECT_LARGEST_SECONDS: Final = 60.0
+RESTART_SPREAD_SECONDS: Final = 10.0  # over which terminals spread their return after close 1012
+RETRY_AFTER_SMALLEST_SECONDS: Final = 1.0
+RETRY_AFTER_LARGEST_SECONDS: Final = 5.0
 
 # --- keys ---------------------------------------------------------------------------------------------------------
 NONCE_BYTES: Final = 32
@@ -69,6 +75,7 @@ DIGEST_BYTES: Final = 32
 
 assert CHUNK_MINIMUM_BYTES <= CHUNK_AVERAGE_BYTES <= CHUNK_MAXIMUM_BYTES
 assert CHUNK_MAXIMUM_BYTES << CHUNK_SIZE_DOUBLINGS <= FRAME_BYTES, "one chunk always fits one frame"
+assert FRAME_SMALLEST_BYTES <= FRAME_FIRST_BYTES <= FRAME_BYTES
 assert FRAME_BYTES + STRING_BYTES <= MESSAGE_BYTES
 assert MANIFEST_PAGE_ENTRIES * MANIFEST_ENTRY_BYTES + STRING_BYTES <= MESSAGE_BYTES
 assert OBJECT_BYTES // (CHUNK_MINIMUM_BYTES << CHUNK_SIZE_DOUBLINGS) <= MANIFEST_ENTRIES

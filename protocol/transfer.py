@@ -8,6 +8,10 @@ Window: `frames sent - frames acknowledged` stays under the window. It starts at
 acknowledgement that comes within 2 s of its frame's sending; by Little's law that age is the data in flight divided by
 the measured rate. An older acknowledgement shrinks it by one. So a slow link settles at about 2 s of data ahead of a
 control message (acknowledgements come that much late, so it swings around that), and a fast one is filled.
+
+Frames are cut for the link too: after one that took the link longer than 0.25 s they have at most half its size, after
+one that took less than half of that at least twice its size. What a frame took runs from the acknowledgement before it,
+or from its sending if that came later.
 """
 
 from collections import deque
@@ -39,9 +43,11 @@ class Sender:
         self.frames_sent = 0
         self.frames_acknowledged = 0
         self.stored_bytes_sent = 0
+        self.frame_bytes = limits.FRAME_FIRST_BYTES
         self._next_page = 0
         self._wanted: deque[Run] = deque()
-        self._sent_at: deque[float] = deque()
+        self._unacknowledged: deque[tuple[float, int]] = deque()  # when it was sent, how many bytes it has
+        self._acknowledged_at = 0.0
 
     def want(self, runs: tuple[Run, ...]) -> None:
         """Queue the runs the receiver lacks. Raises ProtocolError for runs out of range, out of order or too early."""
@@ -58,18 +64,31 @@ class Sender:
             end = run.first + run.count
         self._wanted.extend(runs)
 
-    def next(self, now: float) -> Due | None:
-        """Return what may be sent now and count it as sent, or None while there is nothing or the window is full."""
+    @property
+    def unacknowledged_since(self) -> float | None:
+        """When the oldest frame that is not acknowledged was handed out, or None."""
+        return self._unacknowledged[0][0] if self._unacknowledged else None
+
+    def peek(self, largest_bytes: int = limits.FRAME_BYTES) -> Due | None:
+        """Return what `next` would return now, and count nothing."""
         if self._next_page < self.manifest.page_count:
-            self._next_page += 1
-            return PageDue(self._next_page - 1)
+            return PageDue(self._next_page)
         if not self._wanted or self.frames_sent - self.frames_acknowledged >= self.window:
             return None
-        run = self._cut_frame()
-        self.frames_sent += 1
-        self.stored_bytes_sent += self.stored_bytes(run)
-        self._sent_at.append(now)
-        return run
+        return self._first_frame(min(self.frame_bytes, largest_bytes))
+
+    def next(self, now: float, largest_bytes: int = limits.FRAME_BYTES) -> Due | None:
+        """Return what may be sent now and count it as sent, or None while there is nothing or the window is full.
+
+        A frame has at most `largest_bytes` of the pack, or one chunk.
+        """
+        due = self.peek(largest_bytes)
+        if isinstance(due, PageDue):
+            self._next_page += 1
+        elif due is not None:
+            self._take(due)
+            self._unacknowledged.append((now, self.stored_bytes(due)))
+        return due
 
     def stored_bytes(self, run: Run) -> int:
         """Return how many pack bytes a run has."""
@@ -81,22 +100,36 @@ class Sender:
         if not self.frames_acknowledged <= frames <= self.frames_sent:
             raise ProtocolError(f"Progress says {frames} frames; {self.frames_sent} were sent.")
         for _ in range(frames - self.frames_acknowledged):
-            age_seconds = now - self._sent_at.popleft()
-            step = 1 if age_seconds < limits.WINDOW_GROWS_BELOW_SECONDS else -1
-            self.window = min(max(self.window + step, limits.WINDOW_FIRST_FRAMES), limits.WINDOW_LARGEST_FRAMES)
+            self._adapt(*self._unacknowledged.popleft(), now)
         self.frames_acknowledged = frames
 
-    def _cut_frame(self) -> Run:
-        """Take the largest run from the front of what is wanted that fits one frame; one chunk always does."""
-        wanted = self._wanted.popleft()
+    def _adapt(self, sent_at: float, size: int, now: float) -> None:
+        """Fit the window and the size of frames to a link that has delivered a frame of `size` sent at `sent_at`."""
+        step = 1 if now - sent_at < limits.WINDOW_GROWS_BELOW_SECONDS else -1
+        self.window = min(max(self.window + step, limits.WINDOW_FIRST_FRAMES), limits.WINDOW_LARGEST_FRAMES)
+        link_seconds = now - max(sent_at, self._acknowledged_at)
+        if link_seconds > limits.FRAME_SECONDS:
+            self.frame_bytes = max(min(self.frame_bytes, size // 2), limits.FRAME_SMALLEST_BYTES)
+        elif link_seconds < limits.FRAME_SECONDS / 2:
+            self.frame_bytes = min(max(self.frame_bytes, size * 2), limits.FRAME_BYTES)
+        self._acknowledged_at = now
+
+    def _first_frame(self, largest_bytes: int) -> Run:
+        """The largest run from the front of what is wanted that fits one frame; one chunk always does."""
+        wanted = self._wanted[0]
         offsets = self.manifest.stored_offsets
-        room_ends_at = offsets[wanted.first] + limits.FRAME_BYTES
+        room_ends_at = offsets[wanted.first] + largest_bytes
         count = 1
         while count < wanted.count and offsets[wanted.first + count + 1] <= room_ends_at:
             count += 1
-        if count < wanted.count:
-            self._wanted.appendleft(Run(wanted.first + count, wanted.count - count))
         return Run(wanted.first, count)
+
+    def _take(self, run: Run) -> None:
+        wanted = self._wanted.popleft()
+        if run.count < wanted.count:
+            self._wanted.appendleft(Run(run.first + run.count, wanted.count - run.count))
+        self.frames_sent += 1
+        self.stored_bytes_sent += self.stored_bytes(run)
 
 
 class Receiver:

@@ -155,15 +155,42 @@ def test_more_runs_than_one_want_may_hold_come_in_several_wants() -> None:
     assert wants == -(-(tiny.manifest.count // 2) // limits.WANT_RUNS)
 
 
-def test_frames_hold_as_much_as_fits_and_never_more_than_the_limit() -> None:
+def test_frames_hold_as_much_as_fits_the_size_they_have_grown_to_and_never_more_than_the_limit() -> None:
     sender = ready_sender(LARGE.manifest)
     sender.want((Run(0, LARGE.manifest.count),))
-    sizes = []
-    while isinstance(run := sender.next(0.0), Run):
+    sizes, bounds = [], []
+    while True:
+        bound = sender.frame_bytes
+        run = sender.next(0.0)
+        if not isinstance(run, Run):
+            break
+        bounds.append(bound)
         sizes.append(sender.stored_bytes(run))
         sender.acknowledge(sender.frames_sent, 0.0)
-    assert all(limits.FRAME_BYTES - limits.CHUNK_MAXIMUM_BYTES < size <= limits.FRAME_BYTES for size in sizes[:-1])
+    assert bounds[0] == limits.FRAME_FIRST_BYTES
+    assert bounds == sorted(bounds)
+    assert bounds[4] == limits.FRAME_BYTES
+    pairs = list(zip(sizes, bounds, strict=True))
+    assert all(bound - limits.CHUNK_MAXIMUM_BYTES < size <= bound for size, bound in pairs[:-1])
     assert sum(sizes) == LARGE.manifest.stored_size
+
+
+def test_what_is_due_can_be_looked_at_and_is_counted_only_when_it_is_taken() -> None:
+    sender = Sender(LARGE.manifest)
+    assert sender.peek() == sender.peek() == PageDue(0) == sender.next(0.0)
+    sender.want((Run(0, LARGE.manifest.count),))
+    seen = sender.peek()
+    assert (sender.frames_sent, sender.unacknowledged_since) == (0, None)
+    assert sender.next(7.0) == seen
+    assert (sender.frames_sent, sender.unacknowledged_since) == (1, 7.0)
+
+
+def test_a_frame_is_cut_to_the_bytes_it_may_have_or_is_one_chunk() -> None:
+    sender = ready_sender(LARGE.manifest)
+    sender.want((Run(0, LARGE.manifest.count),))
+    assert sender.next(0.0, 1) == Run(0, 1)
+    run = sender.next(0.0, 40_000)
+    assert isinstance(run, Run) and (run.count == 1 or sender.stored_bytes(run) <= 40_000)
 
 
 # --- the sender refuses -------------------------------------------------------------------------------------------
@@ -344,6 +371,58 @@ def test_the_window_keeps_its_bounds_on_any_link(seconds_per_frame: float, round
     windows = windows_over_a_link(seconds_per_frame, round_trip_seconds, frames=60)
     assert min(windows) >= limits.WINDOW_FIRST_FRAMES
     assert max(windows) <= limits.WINDOW_LARGEST_FRAMES
+
+
+def frames_over_a_link(
+    bytes_per_second: float, round_trip_seconds: float, *, megabytes: int = 16
+) -> tuple[list[float], float]:
+    """What each frame took on the link, in seconds, and how long the link was used, as a share of all the time.
+
+    The object has chunks of 4 KiB; the link carries one frame after the other, and an acknowledgement comes back a
+    round trip after its frame.
+    """
+    small = Entry(bytes(32), 4 * limits.KIB, 4 * limits.KIB)
+    count = megabytes * 256
+    sender = ready_sender(Manifest.of([small] * count))
+    sender.want((Run(0, count),))
+    now, link_free_at, used = 0.0, 0.0, 0.0
+    arrivals: list[float] = []
+    link_seconds = []
+    while sender.stored_bytes_sent < sender.manifest.stored_size or sender.unacknowledged_since is not None:
+        while isinstance(run := sender.next(now), Run):
+            link_seconds.append(sender.stored_bytes(run) / bytes_per_second)
+            used += link_seconds[-1]
+            link_free_at = max(now, link_free_at) + link_seconds[-1]
+            arrivals.append(link_free_at + round_trip_seconds)
+        now = arrivals[sender.frames_acknowledged]
+        sender.acknowledge(sender.frames_acknowledged + 1, now)
+    return link_seconds, used / now
+
+
+@pytest.mark.parametrize("bytes_per_second", [20_000, 125_000, 400_000])
+def test_frames_for_a_slow_link_take_it_at_most_a_quarter_of_a_second_and_fill_it(bytes_per_second: int) -> None:
+    link_seconds, used = frames_over_a_link(bytes_per_second, 0.05, megabytes=4)
+    first = limits.FRAME_FIRST_BYTES / bytes_per_second
+    assert max(link_seconds) <= max(first, limits.FRAME_SECONDS)
+    assert max(link_seconds[16:]) <= limits.FRAME_SECONDS
+    assert used > 0.97
+
+
+@pytest.mark.parametrize("round_trip_seconds", [0.0005, 0.02, 0.3])
+def test_frames_for_a_fast_link_grow_to_the_largest_after_a_few(round_trip_seconds: float) -> None:
+    link_seconds, _ = frames_over_a_link(125_000_000, round_trip_seconds, megabytes=64)
+    largest = limits.FRAME_BYTES / 125_000_000
+    assert largest in link_seconds[:16]
+    assert link_seconds[16:].count(largest) > 0.8 * len(link_seconds[16:])
+
+
+@given(st.floats(2_000, 1e9), st.floats(0.0, 3.0))
+@settings(max_examples=40, deadline=None)
+def test_the_size_of_frames_keeps_its_bounds_on_any_link(bytes_per_second: float, round_trip_seconds: float) -> None:
+    link_seconds, _ = frames_over_a_link(bytes_per_second, round_trip_seconds, megabytes=1)
+    sizes = [seconds * bytes_per_second for seconds in link_seconds]
+    assert min(sizes[:-1]) >= limits.FRAME_SMALLEST_BYTES - 1
+    assert max(sizes) <= limits.FRAME_BYTES + 1
 
 
 def test_an_acknowledgement_exactly_at_the_limit_shrinks_and_one_just_below_grows() -> None:
