@@ -13,12 +13,14 @@ from typing import Final
 
 from hub.accounts import Accounts
 from hub.catalogue import Catalogue
+from hub.clock import HubClock
 from hub.config import Settings
 from hub.deliveries import Deliveries
 from hub.objects import Objects
 from hub.passwords import Passwords
 from hub.pokes import Pokes
 from hub.presence import Presence
+from hub.reaper import Reaper
 from hub.server import HubServer
 from hub.store import Store
 from hub.syncs import Syncs
@@ -26,6 +28,7 @@ from hub.terminalsocket import Services
 from protocol import limits
 from protocol.errors import BadFileError, RefusedError, UnavailableError
 from protocol.keys import SigningKey
+from protocol.quiet import quiet_hours
 
 DATABASE_NAME: Final = "hub.db"
 
@@ -43,8 +46,14 @@ class Hub:
         self.objects = Objects(settings.data_folder / "objects", reserve_bytes=settings.disk_reserve_bytes)
         self.catalogue = Catalogue(store, self.objects)
         self.accounts = Accounts(store, self.passwords, terminals_per_account=settings.terminals_per_account)
-        self.deliveries = Deliveries(store, self.pokes)
-        self.syncs = Syncs(store, self.pokes, self.deliveries, self.presence.is_receiving)
+        self.clock = HubClock()
+        is_receiving = self.presence.is_receiving
+        self.deliveries = Deliveries(
+            store, self.pokes, self.clock, is_receiving, quiet=quiet_hours(settings.quiet_hours)
+        )
+        self.syncs = Syncs(
+            store, self.pokes, self.deliveries, self.clock, is_receiving, delivery_seconds=settings.delivery_seconds
+        )
 
 
 @asynccontextmanager
@@ -53,13 +62,17 @@ async def open_hub(settings: Settings) -> AsyncIterator[Hub]:
     with _lock(settings.data_folder):
         database = settings.data_folder / DATABASE_NAME
         database.touch(mode=0o600)  # SQLite gives the files beside it the same mode
+        hub_key = _load_key(settings.data_folder / "hub.key")
         store = await Store.open(database)
-        hub = Hub(settings, store, _load_key(settings.data_folder / "hub.key"))
         try:
-            yield hub
+            hub = Hub(settings, store, hub_key)
+            _sync_folder(settings.data_folder)  # what was named in it just now; after a power cut it has to be there
+            try:
+                yield hub
+            finally:
+                hub.passwords.close()
         finally:
-            hub.passwords.close()
-            await store.close()
+            await store.close()  # or its thread would keep a process alive that could not start
 
 
 @asynccontextmanager
@@ -78,8 +91,10 @@ async def serve_hub(hub: Hub) -> AsyncIterator[HubServer]:
     )
     server = HubServer(services)
     await server.start()
+    reaper = Reaper(hub.deliveries, hub.pokes, hub.presence)
     try:
-        yield server
+        async with reaper.running():
+            yield server
     finally:
         await server.stop()
 
@@ -87,7 +102,7 @@ async def serve_hub(hub: Hub) -> AsyncIterator[HubServer]:
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_folder(folder)
         descriptor = os.open(folder / "hub.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise UnavailableError(f"The data folder {folder} cannot be used: {error.strerror}.") from None
@@ -102,6 +117,23 @@ def _lock(folder: Path) -> Iterator[None]:
         ) from None
     try:
         yield
+    finally:
+        os.close(descriptor)
+
+
+def _make_folder(folder: Path) -> None:
+    """Create a folder and those above it that are not there, and put their names on the disk."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for one in missing:
+        _sync_folder(one.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put the names in a folder on the disk; until then a power cut may undo them (fsync(2), notes)."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -15,8 +15,9 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta, Struct
 
-from protocol import limits
+from protocol import life, limits
 from protocol.errors import UsageError
+from protocol.quiet import quiet_hours
 
 ENVIRONMENT_PREFIX: Final = "LOCKSTEP_HUB_"
 DEFAULT_PORT: Final = 8765
@@ -34,7 +35,12 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     disk_reserve_bytes: Annotated[int, Meta(ge=0)] = limits.GIB
     terminals_per_account: Annotated[int, Meta(ge=1, le=limits.TARGETS_PER_SYNC)] = 2_000
     sockets_before_login: Annotated[int, Meta(ge=1)] = 256
+    delivery_seconds: Annotated[float, Meta(gt=0, le=life.DELIVERY_SECONDS * 12)] = life.DELIVERY_SECONDS
+    quiet_hours: str = ""
     bytes_in_flight: Annotated[int, Meta(ge=limits.FRAME_BYTES)] = 64 * limits.MIB
+    transfers_at_once: Annotated[int, Meta(ge=1)] = 1_000
+    bandwidth_bytes_per_second: Annotated[int, Meta(ge=0)] = 0
+    terminal_bandwidth_bytes_per_second: Annotated[int, Meta(ge=0)] = 0
 
     @property
     def data_folder(self) -> Path:
@@ -107,6 +113,7 @@ def _check_names(merged: Mapping[str, Any]) -> None:
 
 
 def _check(settings: Settings) -> None:
+    quiet_hours(settings.quiet_hours)
     host, _ = settings.address
     if bool(settings.tls_cert) != bool(settings.tls_key):
         raise UsageError("TLS needs both a certificate and a key.", hint="Give --tls-cert and --tls-key.")

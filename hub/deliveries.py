@@ -1,37 +1,77 @@
-"""Deliveries: the database side of delivering: claim what a terminal is owed, write what it reports.
+"""Deliveries: the database side of delivering: claim what a terminal is owed, write its reports, end what is overdue.
 
 Every claim and report counts only on the terminal's newest connection; every move is one of `protocol.life`, takes the
-next revision, and ends its sync when it was the last.
+next revision, tells its initiator, and ends its sync when it was the last. A delivery that follows another (the same
+object for the same target from another sync) makes each move with it.
 """
 
 import time
+from collections.abc import Callable
+from typing import Final
 
 import msgspec
+from msgspec import Struct
 
 from hub.catalogue import installer_offer
+from hub.clock import HubClock
 from hub.pokes import Pokes
 from hub.records import Owed
 from hub.store import Row, Store, Transaction
-from protocol import life
+from protocol import life, limits
 from protocol.life import Mover
 from protocol.messages import Inventory, MismatchRow, State, TargetRow
+from protocol.quiet import QuietHours
+
+ROWS_AT_ONCE: Final = 200  # how many overdue deliveries are moved in one transaction
+POSTPONED_LEAST_SECONDS: Final = 1.0
+
+# When one of these ends a delivery, those that follow it are wanted still, and the first of them takes its place.
+_ENDS_ALONE: Final = frozenset({life.State.CANCELLED, life.State.EXPIRED, life.State.DENIED})
+
+
+class Move(Struct, frozen=True):
+    """Where a delivery is moved, why, and what else is written with it.
+
+    `retry_seconds`: it is not claimed before they have passed. `sent` are stored bytes to count, `tried` failed tries.
+    """
+
+    state: life.State
+    reason: str = ""
+    detail: str = ""
+    connection: int = 0
+    sent: int = 0
+    tried: int = 0
+    retry_seconds: float = 0.0
 
 
 class Deliveries:
-    """The deliveries of one hub."""
+    """The deliveries of one hub. `is_receiving` says whether a terminal is connected to receive."""
 
-    def __init__(self, store: Store, pokes: Pokes) -> None:
+    def __init__(
+        self,
+        store: Store,
+        pokes: Pokes,
+        clock: HubClock,
+        is_receiving: Callable[[str], bool],
+        *,
+        quiet: QuietHours | None = None,
+    ) -> None:
         self._store = store
         self._pokes = pokes
+        self._clock = clock
+        self._is_receiving = is_receiving
+        self._quiet = quiet
         self._revision = 0
 
     async def start(self) -> None:
-        """Read where the revisions stand, and put back what was under way when the hub last ended."""
+        """Read where the revisions and hub time stand, and put back what was under way when the hub last ended."""
 
         async def body(transaction: Transaction) -> None:
             last = await transaction.row("last_revision")
-            assert last is not None
+            kept = await transaction.row("hub_clock")
+            assert last is not None and kept is not None
             self._revision = last["revision"]
+            self._clock.start(kept["seconds"])
             for row in await transaction.rows("under_way_anywhere"):
                 await self._put_back(transaction, row["terminal_id"], 0)
             await transaction.rows("nobody_is_here", revision=self.next_revision(), now=time.time())
@@ -39,36 +79,39 @@ class Deliveries:
         await self._store.transaction(body)
 
     async def claim(self, terminal: str, connection: int) -> Owed | None:
-        """Claim the oldest delivery this terminal is owed, if its socket is still the newest.
+        """Claim the oldest delivery this terminal is owed and that may go now, if its socket is still the newest.
 
-        What its inventory already has ends as `same` (or `done`, if it was being installed) without a byte sent.
+        What its inventory already has ends as `same` without a byte sent. In quiet hours nothing else is claimed.
         """
-        initiators: set[str] = set()
 
         async def body(transaction: Transaction) -> Owed | None:
             if not await _is_current(transaction, terminal, connection):
                 return None
-            while row := await transaction.row("owed", terminal_id=terminal):
-                initiators.add(row["initiator"])
+            while row := await transaction.row("owed", terminal_id=terminal, hub_now=self._clock.now()):
                 installed = await transaction.row(
                     "installed_digest", terminal_id=terminal, program_id=row["program_id"]
                 )
-                if installed is None or installed["digest"] != row["digest"]:
-                    return await self._offer(transaction, row, connection)
-                await self._end_as_installed(transaction, row, connection)
+                if installed is not None and installed["digest"] == row["digest"]:
+                    await self._end_as_installed(transaction, row, connection)
+                elif self.quiet_seconds():
+                    await self._give_reason(transaction, terminal, life.State.QUEUED, "quiet-hours")
+                    return None
+                else:
+                    return await self._offer(transaction, row, connection, installed)
             return None
 
-        owed = await self._store.transaction(body)
-        for initiator in initiators:
-            self._pokes.poke("asked", initiator)
-        return owed
+        return await self._store.transaction(body)
 
-    async def is_live(self, delivery: str, terminal: str) -> bool:
-        """Return whether a delivery under way is still wanted."""
+    async def gone_of(self, deliveries: tuple[str, ...], terminal: str) -> tuple[str, ...]:
+        """Return those of a terminal's deliveries that have ended, or never were."""
 
-        async def body(transaction: Transaction) -> bool:
-            row = await transaction.row("delivery_of_terminal", delivery_id=delivery, terminal_id=terminal)
-            return row is not None and not row["is_final"]
+        async def body(transaction: Transaction) -> tuple[str, ...]:
+            gone = []
+            for delivery in deliveries:
+                row = await transaction.row("delivery_of_terminal", delivery_id=delivery, terminal_id=terminal)
+                if row is None or row["is_final"]:
+                    gone.append(delivery)
+            return tuple(gone)
 
         return await self._store.transaction(body)
 
@@ -76,36 +119,36 @@ class Deliveries:
         """Write what a terminal reports of a delivery; return "noted", "refused" or "stale".
 
         "stale": its socket was replaced; nothing changed, and the report comes again on the new one. "refused": there
-        is no such delivery of this terminal, or the move is not legal; nothing changed, and it need not come again.
+        is no such delivery of this terminal, or the move is not legal; nothing changed, and it need not come again. A
+        failure that may pass is noted, and the delivery queued for another try.
         """
 
-        async def body(transaction: Transaction) -> tuple[str, str]:
+        async def body(transaction: Transaction) -> str:
             if not await _is_current(transaction, terminal, connection):
-                return "stale", ""
+                return "stale"
             row = await transaction.row("delivery_of_terminal", delivery_id=report.delivery, terminal_id=terminal)
-            if row is None:
-                return "refused", ""
-            try:
-                after = life.State(report.state)
-            except ValueError:
-                return "refused", ""
+            after = _state_of(report)
+            if row is None or after is None:
+                return "refused"
+            if after is life.State.FAILED and report.attempt not in (0, row["tries"] + 1):
+                return "refused"  # it came before, and was counted
             if not life.may_move(life.State(row["state"]), after, Mover.TERMINAL):
-                repeated = row["state"] == report.state
-                return ("noted" if repeated else "refused"), ""
-            await self.move(transaction, row, after, report.reason, report.detail, connection=connection, sent=sent)
-            return "noted", row["initiator"]
+                return "noted" if row["state"] == report.state else "refused"
+            await self.move(transaction, row, _reported_move(row, report, connection, sent))
+            return "noted"
 
-        answer, initiator = await self._store.transaction(body)
-        if initiator:
-            self._pokes.poke("asked", initiator)
-        return answer
+        return await self._store.transaction(body)
 
-    async def save_inventory(self, terminal: str, connection: int, inventory: Inventory) -> None:
-        """Replace what is known to be on a terminal."""
+    async def save_inventory(self, terminal: str, connection: int, inventory: Inventory, *, first: bool) -> None:
+        """Replace what is known to be on a terminal, and square with it what was being installed there.
 
-        async def body(transaction: Transaction) -> set[str]:
+        With the `first` inventory of a connection, what a person there was to decide on is queued to be offered again:
+        the decision may have been made meanwhile.
+        """
+
+        async def body(transaction: Transaction) -> None:
             if not await _is_current(transaction, terminal, connection):
-                return set()
+                return
             await transaction.rows("forget_installed", terminal_id=terminal)
             await transaction.many(
                 "add_installed",
@@ -120,10 +163,13 @@ class Deliveries:
                     for program in inventory.programs
                 ],
             )
-            return await self._came_or_went(transaction, terminal, here=True)
+            await self._square_installing(transaction, terminal, connection, inventory)
+            if first:
+                for row in await transaction.rows("open_on", terminal_id=terminal, state=life.State.ASKING.value):
+                    await self.move(transaction, row, Move(life.State.QUEUED, "waiting", connection=connection))
+                await self._came_or_went(transaction, terminal, here=True)
 
-        for initiator in await self._store.transaction(body):
-            self._pokes.poke("asked", initiator)
+        await self._store.transaction(body)
 
     async def add_sent(self, delivery: str, sent: int) -> None:
         """Count stored bytes that went over a socket, however the delivery goes on."""
@@ -136,91 +182,215 @@ class Deliveries:
     async def terminal_left(self, terminal: str, connection: int) -> None:
         """Put back what was under way on a socket that is gone, unless the terminal is back already."""
 
-        async def body(transaction: Transaction) -> set[str]:
-            if not await _is_current(transaction, terminal, connection):
-                return set()
-            await self._put_back(transaction, terminal, connection)
-            return await self._came_or_went(transaction, terminal, here=False)
+        async def body(transaction: Transaction) -> None:
+            if await _is_current(transaction, terminal, connection):
+                await self._put_back(transaction, terminal, connection)
+                await self._came_or_went(transaction, terminal, here=False)
 
-        for initiator in await self._store.transaction(body):
-            self._pokes.poke("asked", initiator)
+        await self._store.transaction(body)
+
+    async def reap(self) -> bool:
+        """Move what is overdue and queue what was put off until now; return whether there may be more of it.
+
+        A few at a time, so that nobody waits long for the database.
+        """
+
+        async def body(transaction: Transaction) -> bool:
+            now = self._clock.now()
+            overdue = await transaction.rows("overdue", hub_now=now, count=ROWS_AT_ONCE)
+            for row in overdue:
+                deadline = _deadline_of(row, now)
+                await self.move(transaction, row, Move(deadline.then, deadline.reason, deadline.detail))
+                self._pokes.poke("owed", row["terminal_id"])
+            due = await transaction.rows("put_off_until_now", hub_now=now, count=ROWS_AT_ONCE)
+            for row in due:
+                await self._try_again(transaction, row)
+            return ROWS_AT_ONCE in (len(overdue), len(due))
+
+        return await self._store.transaction(body)
+
+    async def keep_clock(self) -> None:
+        """Keep hub time on disk."""
+
+        async def body(transaction: Transaction) -> None:
+            await transaction.rows("keep_hub_clock", seconds=self._clock.now())
+
+        await self._store.transaction(body)
+
+    def quiet_seconds(self) -> float:
+        """Return how long the hub's quiet hours last still, 0 outside them. They go by the calendar of this machine."""
+        here = time.localtime()
+        return self._quiet.seconds_left(here.tm_hour * 60 + here.tm_min + here.tm_sec / 60) if self._quiet else 0.0
 
     # --- inside a transaction ---------------------------------------------------------------------------------------
 
-    async def _offer(self, transaction: Transaction, row: Row, connection: int) -> Owed:
-        for state in (life.State.QUEUED, life.State.OFFERED):
-            if life.may_move(life.State(row["state"]), state, Mover.HUB) or state is life.State.OFFERED:
-                await self.move(transaction, row, state, "", "", connection=connection)
+    async def _offer(self, transaction: Transaction, row: Row, connection: int, installed: Row | None) -> Owed:
+        if row["state"] != life.State.QUEUED:  # left by an older connection
+            await self.move(transaction, row, Move(life.State.QUEUED, connection=connection))
+        await self.move(transaction, row, Move(life.State.OFFERED, connection=connection))
+        if installed is not None:
+            await transaction.rows("had_before", delivery_id=row["delivery_id"], digest=installed["digest"])
         return Owed(
             delivery=row["delivery_id"],
             sync=row["sync_id"],
             initiator=row["initiator"],
+            initiator_name=row["initiator_name"],
             digest=row["digest"],
             installer=installer_offer(row),
             row=target_row(row),
+            attempt=row["tries"] + 1,
         )
 
     async def _end_as_installed(self, transaction: Transaction, row: Row, connection: int) -> None:
-        was_installing = row["state"] == life.State.INSTALLING
-        if row["state"] not in (life.State.QUEUED, life.State.INSTALLING):
-            await self.move(transaction, row, life.State.QUEUED, "", "", connection=connection)
-        state = life.State.DONE if was_installing else life.State.SAME
-        detail = "Its inventory has it." if was_installing else f"It has {row['version']} already."
-        await self.move(transaction, row, state, "installed", detail, connection=connection)
+        if row["state"] != life.State.QUEUED:
+            await self.move(transaction, row, Move(life.State.QUEUED, connection=connection))
+        detail = f"It has {row['version']} already."
+        await self.move(transaction, row, Move(life.State.SAME, "installed", detail, connection))
 
-    async def _came_or_went(self, transaction: Transaction, terminal: str, *, here: bool) -> set[str]:
-        """Give what is queued or being installed there its reason; return who waits for it.
+    async def _square_installing(
+        self, transaction: Transaction, terminal: str, connection: int, inventory: Inventory
+    ) -> None:
+        """What is installing here and not there has ended: its inventory has it, or its runner was never started."""
+        has = {program.digest for program in inventory.programs}
+        for row in await transaction.rows("open_on", terminal_id=terminal, state=life.State.INSTALLING.value):
+            if row["delivery_id"] in inventory.installing:
+                continue
+            if row["digest"] in has:
+                move = Move(life.State.DONE, "installed", "Its inventory has it.", connection)
+            else:
+                move = Move(life.State.QUEUED, "waiting", "It was not installed; it is sent again.", connection)
+            await self.move(transaction, row, move)
+
+    async def _came_or_went(self, transaction: Transaction, terminal: str, *, here: bool) -> None:
+        """Give what is queued or being installed there its reason.
 
         An installation goes on without its socket, so its state stays; that nothing is heard of it is its reason.
         """
         queued, installing = ("waiting", "") if here else ("offline", "offline")
-        for state, reason in ((life.State.QUEUED, queued), (life.State.INSTALLING, installing)):
-            await transaction.rows(
-                "give_reason",
-                terminal_id=terminal,
-                state=state.value,
-                reason=reason,
-                revision=self.next_revision(),
-                now=time.time(),
-            )
-        return {row["initiator"] for row in await transaction.rows("initiators_waiting_for", terminal_id=terminal)}
+        await self._give_reason(transaction, terminal, life.State.QUEUED, queued)
+        await self._give_reason(transaction, terminal, life.State.INSTALLING, installing)
+        for row in await transaction.rows("initiators_waiting_for", terminal_id=terminal):
+            self._pokes.poke("asked", row["initiator"])
+
+    async def _give_reason(self, transaction: Transaction, terminal: str, state: life.State, reason: str) -> None:
+        await transaction.rows(
+            "give_reason",
+            terminal_id=terminal,
+            state=state.value,
+            reason=reason,
+            revision=self.next_revision(),
+            now=time.time(),
+        )
 
     async def _put_back(self, transaction: Transaction, terminal: str, connection: int) -> None:
         for row in await transaction.rows("under_way_on", terminal_id=terminal):
-            await self.move(transaction, row, life.State.QUEUED, "offline", "", connection=connection)
+            await self.move(transaction, row, Move(life.State.QUEUED, "offline", connection=connection))
 
-    async def move(
-        self,
-        transaction: Transaction,
-        row: Row,
-        state: life.State,
-        reason: str,
-        detail: str,
-        *,
-        connection: int = 0,
-        sent: int = 0,
-    ) -> None:
-        """Move a delivery and end its sync if that was the last. A final state never changes, whoever asks."""
-        now = time.time()
+    async def _try_again(self, transaction: Transaction, row: Row) -> None:
+        if row["follows"] is not None or row["state"] not in (life.State.QUEUED, life.State.POSTPONED):
+            await transaction.rows("may_be_claimed", delivery_id=row["delivery_id"])
+            return
+        reason = "waiting" if self._is_receiving(row["terminal_id"]) else "offline"
+        await self._write(transaction, row, Move(life.State.QUEUED, reason))
+        await self._take_along(transaction, row, Move(life.State.QUEUED, reason))
+        self._pokes.poke("owed", row["terminal_id"])
+
+    async def move(self, transaction: Transaction, row: Row, move: Move) -> None:
+        """Move a delivery, and those that follow it. A final state never changes, whoever asks.
+
+        `row` is the whole delivery. Pokes may go before the commit: whoever looks does so in a later transaction.
+        """
+        await self._write(transaction, row, move)
+        await self._take_along(transaction, row, move)
+
+    async def _take_along(self, transaction: Transaction, row: Row, move: Move) -> None:
+        followers = await transaction.rows("followers", delivery_id=row["delivery_id"])
+        if followers and move.state in _ENDS_ALONE:
+            first = followers[0]
+            await transaction.rows("follow", delivery_id=row["delivery_id"], leader=first["delivery_id"])
+            await transaction.rows("lead", delivery_id=first["delivery_id"])
+            followers = [first, *followers[1:]]
+            move = Move(life.State.QUEUED, "waiting" if self._is_receiving(row["terminal_id"]) else "offline")
+            self._pokes.poke("owed", row["terminal_id"])
+        for follower in followers:
+            await self._write(transaction, follower, msgspec.structs.replace(move, sent=0))
+
+    async def _write(self, transaction: Transaction, row: Row, move: Move) -> None:
+        now, hub_now = time.time(), self._clock.now()
         moved = await transaction.row(
             "move_delivery",
             delivery_id=row["delivery_id"],
-            state=state.value,
-            reason=reason,
-            detail=detail,
-            is_final=state in life.FINAL,
-            connection=connection,
+            state=move.state.value,
+            reason=move.reason,
+            detail=move.detail,
+            is_final=move.state in life.FINAL,
+            connection=move.connection,
             revision=self.next_revision(),
-            sent=sent,
+            sent=move.sent,
+            tried=move.tried,
+            deadline_at=_deadline_at(move.state, row["expires_at"], hub_now),
+            retry_at=hub_now + move.retry_seconds if move.retry_seconds else 0,
             now=now,
         )
-        if moved is not None and state in life.FINAL:
+        if moved is None:
+            return
+        self._pokes.poke("asked", moved["initiator"])
+        if move.state in life.FINAL:
             await end_if_over(transaction, moved["sync_id"], now)
 
     def next_revision(self) -> int:
         """Return a revision newer than any, for a delivery that is added or changed."""
         self._revision += 1
         return self._revision
+
+
+def _state_of(report: State) -> life.State | None:
+    try:
+        return life.State(report.state)
+    except ValueError:
+        return None
+
+
+def _reported_move(row: Row, report: State, connection: int, sent: int) -> Move:
+    """Return what a legal report makes of a delivery: another try where the cause of a failure may pass."""
+    after = life.State(report.state)
+    move = Move(after, report.reason, report.detail, connection, sent)
+    if after is life.State.POSTPONED:
+        seconds = min(max(report.seconds, POSTPONED_LEAST_SECONDS), life.DELIVERY_SECONDS)
+        return msgspec.structs.replace(move, retry_seconds=seconds)
+    if after is life.State.QUEUED:
+        return msgspec.structs.replace(move, reason="waiting")  # a person has agreed; it is offered again
+    if after is not life.State.FAILED:
+        return move
+    tries = row["tries"] + 1
+    seconds_to_wait = life.seconds_to_next_try(report.reason, tries)
+    if seconds_to_wait is None:
+        return msgspec.structs.replace(move, tried=1)
+    again = f"Try {tries + 1} of {life.TRIES} follows in {seconds_to_wait:g} s."
+    return msgspec.structs.replace(
+        move,
+        state=life.State.QUEUED,
+        detail=f"{report.detail[: limits.TEXT_CHARACTERS - len(again) - 1]} {again}",
+        tried=1,
+        retry_seconds=seconds_to_wait,
+    )
+
+
+def _deadline_at(state: life.State, expires_at: float, hub_now: float) -> float:
+    """Return by when (hub time) the delivery must have left `state`; only an installation may outlive the delivery."""
+    deadline = life.DEADLINES.get(state)
+    if deadline is None or deadline.keeper is life.Keeper.SESSION:
+        return expires_at
+    if state is life.State.INSTALLING:
+        return hub_now + deadline.seconds
+    return min(expires_at, hub_now + deadline.seconds)
+
+
+def _deadline_of(row: Row, hub_now: float) -> life.Deadline:
+    """Return the deadline that an overdue delivery has missed: that of the whole delivery, or of its state."""
+    state = life.State(row["state"])
+    whole = row["expires_at"] <= hub_now and state is not life.State.INSTALLING
+    return life.DEADLINES[life.State.QUEUED if whole else state]
 
 
 def target_row(row: Row) -> TargetRow:

@@ -110,6 +110,10 @@ class Presence:
         """Whether this terminal receives here and now; the list goes on showing one as online for the grace."""
         return terminal in self._receiving
 
+    def receiving(self) -> frozenset[str]:
+        """Every terminal that receives here and now."""
+        return frozenset(self._receiving)
+
     def socket_of(self, terminal: str) -> int | None:
         """The terminal's newest socket here."""
         return self._sockets.get(terminal)

@@ -87,6 +87,8 @@ class Owed(Struct, frozen=True, kw_only=True):
     digest: bytes
     installer: InstallerOffer
     row: TargetRow
+    initiator_name: str = ""
+    attempt: int = 1
 
 
 class Changes(Struct, frozen=True):

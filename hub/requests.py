@@ -5,7 +5,7 @@ import msgspec
 from hub.accounts import Accounts, device_row
 from hub.presence import Presence
 from hub.records import Terminal
-from hub.syncs import Syncs
+from hub.syncs import Accepted, Syncs
 from protocol import codec, messages
 from protocol.errors import ProtocolError
 from protocol.messages import Message
@@ -41,12 +41,9 @@ class Requests:
                 targets = await self._syncs.plan(me, request)
                 return _paged(messages.PlanResult(re=request.id, program=request.program, targets=targets))
             case messages.Sync():
-                accepted = await self._syncs.accept(me, request)
-                return _paged(
-                    messages.SyncAccepted(
-                        re=request.id, sync=accepted.sync, program=accepted.program, targets=accepted.targets
-                    )
-                )
+                return _accepted(request.id, await self._syncs.accept(me, request))
+            case messages.Undo():
+                return _accepted(request.id, await self._syncs.undo(me, request))
             case messages.SyncRequest(id=request_id, sync=sync):
                 return _paged(
                     messages.SyncResult(re=request_id, sync=sync, targets=await self._syncs.targets(me, sync))
@@ -59,6 +56,12 @@ class Requests:
                 return (messages.HistoryResult(re=request_id, syncs=tuple(syncs), more=more),)
             case _:
                 raise ProtocolError(f"A {messages.kind_of(request)} is not a request.")
+
+
+def _accepted(request: int, accepted: Accepted) -> tuple[Message, ...]:
+    return _paged(
+        messages.SyncAccepted(re=request, sync=accepted.sync, program=accepted.program, targets=accepted.targets)
+    )
 
 
 def _paged(

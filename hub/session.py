@@ -5,7 +5,10 @@ event. The session holds no socket, store or callback, so two sessions can be te
 
 Opening: hello -> challenge -> enrol or login -> (look-ups) -> admit -> welcome. Then three things run side by side:
 requests are answered one by one; a receiving terminal that has sent its inventory is served what it is owed, one
-delivery at a time; and an initiator is told what changed in its syncs, at most twice a second.
+transfer at a time; and an initiator is told what changed in its syncs, at most twice a second.
+
+A transfer is over when its delivery installs, waits for a person, or ends: then the next is claimed. Until then it has
+the deadlines of `protocol.life`, which every sign of progress sets anew; missing one counts as a failed try.
 """
 
 from typing import Final, TypeAlias
@@ -96,10 +99,9 @@ class TransferBroken(Struct, frozen=True):
 
 
 class LiveChecked(Struct, frozen=True):
-    """Whether the delivery under way is still wanted."""
+    """Which of the deliveries that were asked about are no longer wanted."""
 
-    delivery: str
-    live: bool
+    gone: tuple[str, ...]
 
 
 class Reported(Struct, frozen=True):
@@ -214,9 +216,10 @@ class Answer(Struct, frozen=True):
 
 
 class SaveInventory(Struct, frozen=True):
-    """Store the inventory; returns InventorySaved."""
+    """Store the inventory, the `first` of this connection or a later one; returns InventorySaved."""
 
     inventory: messages.Inventory
+    first: bool
 
 
 class Claim(Struct, frozen=True):
@@ -224,9 +227,9 @@ class Claim(Struct, frozen=True):
 
 
 class CheckLive(Struct, frozen=True):
-    """Is the delivery still wanted? Returns LiveChecked."""
+    """Which of these deliveries are still wanted? Returns LiveChecked."""
 
-    delivery: str
+    deliveries: tuple[str, ...]
 
 
 class StartTransfer(Struct, frozen=True):
@@ -305,6 +308,9 @@ class Session:
         self._proof: messages.Enrol | messages.Login | None = None
         self._inventory_is_in = False
         self._current: Owed | None = None
+        self._overdue: life.Deadline | None = None
+        self._overdue_at = 0.0
+        self._asking: set[str] = set()
         self._busy_looking = False
         self._look_once_more = False
         self._offered: set[str] = set()
@@ -326,7 +332,9 @@ class Session:
             return None  # a deadline that has passed would be asked for again and again until the socket is gone
         if not self.is_open:
             return self._login_by
-        return self._changes_after if self._changes_due else None
+        due = [self._changes_after] if self._changes_due else []
+        due += [self._overdue_at] if self._overdue else []
+        return min(due, default=None)
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event; return what is to be done, in order. After `Close` nothing more is done."""
@@ -343,7 +351,7 @@ class Session:
         match event:
             case Received(message):
                 self._conversation.said(Side.TERMINAL, message)
-                return self._received(message)
+                return self._received(message, now)
             case Broken(code, text):
                 raise ProtocolError(text, code=code)
             case PasswordChecked() | TerminalFound() | Failed() | Admitted():
@@ -354,7 +362,7 @@ class Session:
                 self._inventory_is_in = self.terminal is not None and self.terminal.receives
                 return self._look_again()
             case Claimed() | TransferBroken() | LiveChecked() | Reported():
-                return self._deliver(event)
+                return self._deliver(event, now)
             case _:
                 return self._told(event, now)
 
@@ -466,7 +474,7 @@ class Session:
 
     # --- open -----------------------------------------------------------------------------------------------------
 
-    def _received(self, message: Message) -> list[Action]:
+    def _received(self, message: Message, now: float) -> list[Action]:
         match message:
             case messages.Hello():
                 return self._challenge(message)
@@ -475,14 +483,14 @@ class Session:
             case messages.DevicesRequest(id=request):
                 return [SendDevices(request)]
             case messages.Inventory():
-                return [SaveInventory(message)]
+                return [SaveInventory(message, first=not self._inventory_is_in)]
             case messages.State():
                 return [Report(message)]
             case messages.Noted(of=sync):
                 self._changes_due = True  # there may be more ends to tell than go at once
                 return [NoteSync(sync)]
             case messages.Want() | messages.Progress() | messages.Received() | messages.Refused():
-                return self._transfer(message)
+                return self._transfer(message, now)
             case messages.Offer() | messages.ManifestPage() | messages.Chunks():
                 raise ProtocolError("This hub has asked for no object.", code="not-offered")
             case messages.Error():
@@ -491,83 +499,134 @@ class Session:
                 return [Answer(message)]
 
     def _transfer(
-        self, message: messages.Want | messages.Progress | messages.Received | messages.Refused
+        self, message: messages.Want | messages.Progress | messages.Received | messages.Refused, now: float
     ) -> list[Action]:
         delivery = message.delivery
         if delivery not in self._offered:
             raise ProtocolError(f"Delivery {delivery!r} was not offered on this connection.", code="not-offered")
-        if self._current is None or self._current.delivery != delivery:
+        if not self._is_current(delivery):
             return []  # crossed with the end of its delivery
         match message:
             case messages.Want():
+                self._set_deadline(life.State.DOWNLOADING, now)
                 return [FeedWant(message), Report(messages.State(delivery=delivery, state=life.State.DOWNLOADING))]
             case messages.Progress():
+                self._set_deadline(life.State.DOWNLOADING, now)
                 return [FeedProgress(message)]
-            case messages.Refused(reason="busy"):
-                # It still installs what an older connection brought, and will report that.
-                self._current = None
-                return [StopTransfer()]
             case messages.Refused():
-                state = messages.State(
-                    delivery=delivery, state=life.State.FAILED, reason=message.reason, detail=message.detail
-                )
-                return [StopTransfer(), Report(state)]
+                return [StopTransfer(), Report(_failed(delivery, message.reason, message.detail))]
             case messages.Received():
                 return []  # the state report that follows says it for the delivery
 
-    def _deliver(self, event: Claimed | TransferBroken | LiveChecked | Reported) -> list[Action]:
+    def _deliver(self, event: Claimed | TransferBroken | LiveChecked | Reported, now: float) -> list[Action]:
         match event:
             case Claimed(owed):
                 self._busy_looking = False
                 if owed is None:
                     return self._look_again() if self._look_once_more else []
                 self._current = owed
+                self._asking.discard(owed.delivery)
                 self._offered.add(owed.delivery)
+                self._set_deadline(life.State.OFFERED, now)
                 return [StartTransfer(owed)]
             case TransferBroken(delivery, code, text):
-                if self._current is None or self._current.delivery != delivery:
-                    return []  # it has ended meanwhile
-                failed = messages.State(delivery=delivery, state=life.State.FAILED, reason=code, detail=text)
-                return [self._send(messages.Withdraw(delivery=delivery)), Report(failed)]
-            case LiveChecked(delivery, live):
-                self._busy_looking = False
-                if live or self._current is None or self._current.delivery != delivery:
-                    return self._look_again() if self._look_once_more else []
-                return [StopTransfer(), self._send(messages.Withdraw(delivery=delivery)), *self._next()]
+                return self._give_up(delivery, code, text)
+            case LiveChecked(gone):
+                return self._live_checked(gone)
             case Reported(state, answer):
-                return self._reported(state, answer)
+                return self._reported(state, answer, now)
 
-    def _reported(self, state: messages.State, answer: str) -> list[Action]:
+    def _give_up(self, delivery: str, reason: str, detail: str) -> list[Action]:
+        """End the try that is under way from this side."""
+        if not self._is_current(delivery):
+            return []  # it has ended meanwhile
+        self._overdue = None
+        return [
+            StopTransfer(),
+            self._send(messages.Withdraw(delivery=delivery)),
+            Report(_failed(delivery, reason, detail)),
+        ]
+
+    def _live_checked(self, gone: tuple[str, ...]) -> list[Action]:
+        self._busy_looking = False
+        self._asking.difference_update(gone)
+        actions: list[Action] = [self._send(messages.Withdraw(delivery=delivery)) for delivery in gone]
+        if self._current is not None and self._current.delivery in gone:
+            actions.insert(0, StopTransfer())
+            self._end_transfer()
+        if self._current is None:
+            return [*actions, *self._claim()]
+        return [*actions, *self._look_again()] if self._look_once_more else actions
+
+    def _reported(self, state: messages.State, answer: str, now: float) -> list[Action]:
         if answer == "stale":
             return []
-        actions: list[Action] = []
-        if state.state != life.State.DOWNLOADING:  # that one is the hub's own
-            actions.append(self._send(messages.Noted(of=state.delivery, state=state.state)))
-        is_current = self._current is not None and self._current.delivery == state.delivery
-        if state.state in life.FINAL and (is_current or self._current is None):
-            actions += [StopTransfer(), *self._next()]
-        return actions
+        delivery, after = state.delivery, state.state
+        if answer == "refused" and after not in life.FINAL:
+            # It is not wanted any more, or not known to have come that far: nothing is installed for it.
+            self._asking.discard(delivery)
+            withdraw = self._send(messages.Withdraw(delivery=delivery))
+            return [StopTransfer(), withdraw, *self._next()] if self._is_current(delivery) else [withdraw]
+        if after == life.State.DOWNLOADING:  # that one is the hub's own
+            return []
+        actions: list[Action] = [self._send(messages.Noted(of=delivery, state=after))]
+        return [*actions, *self._went_on(delivery, after, now)]
+
+    def _went_on(self, delivery: str, after: str, now: float) -> list[Action]:
+        """Do what follows from a report that was noted: go on with this transfer, or with the next."""
+        waits = after in (life.State.ASKING, life.State.POSTPONED)
+        if waits:
+            self._asking.add(delivery)
+        else:
+            self._asking.discard(delivery)
+        if self._is_current(delivery):
+            if after == life.State.VERIFYING:
+                self._set_deadline(life.State.VERIFYING, now)
+                return []
+            return [StopTransfer(), *self._next()]
+        return [] if waits else self._look_again()
+
+    def _is_current(self, delivery: str) -> bool:
+        return self._current is not None and self._current.delivery == delivery
+
+    def _set_deadline(self, state: life.State, now: float) -> None:
+        self._overdue = life.DEADLINES[state]
+        self._overdue_at = now + self._overdue.seconds
+
+    def _end_transfer(self) -> None:
+        self._current = None
+        self._overdue = None
 
     def _next(self) -> list[Action]:
-        self._current = None
+        self._end_transfer()
         return self._look_again()
 
     def _look_again(self) -> list[Action]:
-        """Look up what is owed, or whether what is under way still is; one look at a time."""
+        """Look up what is owed, and whether what the terminal holds is still wanted; one look at a time."""
         if not (self.is_open and self._inventory_is_in):
             return []
         if self._busy_looking:
             self._look_once_more = True
             return []
+        held = ((self._current.delivery,) if self._current else ()) + tuple(self._asking)
+        if not held:
+            return self._claim()
         self._busy_looking = True
         self._look_once_more = False
-        return [CheckLive(self._current.delivery) if self._current else Claim()]
+        return [CheckLive(held)]
+
+    def _claim(self) -> list[Action]:
+        self._busy_looking = True
+        self._look_once_more = False
+        return [Claim()]
 
     # --- telling an initiator -------------------------------------------------------------------------------------
 
     def _tick(self, now: float) -> list[Action]:
         if not self.is_open:
             return [Close(CLOSE_REFUSED, "")] if now >= self._login_by else []
+        if self._overdue and self._current and now >= self._overdue_at:
+            return self._give_up(self._current.delivery, self._overdue.reason, self._overdue.detail)
         if self._changes_due and now >= self._changes_after:
             self._changes_due = False
             self._changes_after = now + limits.SYNC_UPDATES_EVERY_SECONDS
@@ -605,6 +664,10 @@ class Session:
         if not self.is_open:
             return [Close(CLOSE_REFUSED, "")]  # a stranger learns nothing
         return [self._error(error.code, error.message, error.hint), Close(CLOSE_VIOLATION, error.code)]
+
+
+def _failed(delivery: str, reason: str, detail: str) -> messages.State:
+    return messages.State(delivery=delivery, state=life.State.FAILED, reason=reason, detail=detail)
 
 
 def _replaced() -> Close:

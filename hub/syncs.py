@@ -1,4 +1,4 @@
-"""Syncs: the database side of asking: plan, accept, cancel and look up.
+"""Syncs: the database side of asking: plan, accept, undo, cancel and look up.
 
 Everything is looked up by (account, id), so another account's id answers exactly as one that does not exist. Who
 receives now comes in as a callable.
@@ -7,13 +7,14 @@ receives now comes in as a callable.
 import difflib
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from msgspec import Struct, structs
 
 from hub.catalogue import read_candidates
-from hub.deliveries import Deliveries, count_states, end_if_over, target_row
+from hub.clock import HubClock
+from hub.deliveries import Deliveries, Move, count_states, end_if_over, target_row
 from hub.pokes import Pokes
 from hub.records import Changes, Terminal, new_id
 from hub.resolver import Resolver
@@ -30,6 +31,7 @@ from protocol.messages import (
     SyncDone,
     SyncRow,
     TargetRow,
+    Undo,
 )
 
 SYNCS_TOLD_AT_ONCE: Final = 8  # with the device list of 2,000 terminals that a login brings, under 64 messages
@@ -44,13 +46,24 @@ class Accepted(Struct, frozen=True):
 
 
 class Syncs:
-    """The syncs of one hub."""
+    """The syncs of one hub. A delivery is given up `delivery_seconds` of hub time after it was asked for."""
 
-    def __init__(self, store: Store, pokes: Pokes, deliveries: Deliveries, is_receiving: Callable[[str], bool]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        pokes: Pokes,
+        deliveries: Deliveries,
+        clock: HubClock,
+        is_receiving: Callable[[str], bool],
+        *,
+        delivery_seconds: float,
+    ) -> None:
         self._store = store
         self._pokes = pokes
         self._deliveries = deliveries
+        self._clock = clock
         self._is_receiving = is_receiving
+        self._delivery_seconds = delivery_seconds
 
     async def programs(self, terminal: Terminal, request: Programs) -> tuple[list[ProgramRow], bool]:
         """Return a page of programs and whether another follows."""
@@ -87,25 +100,35 @@ class Syncs:
 
         Raises UnknownNameError for an unknown program or target, UsageError when there is no target.
         """
-        superseded: set[str] = set()
 
         async def body(transaction: Transaction) -> Accepted:
-            known = await transaction.row(
-                "sync_by_request_key", initiator=terminal.terminal_id, request_key=request.request_key
-            )
-            if known is not None:
-                rows = await transaction.rows("targets_of_sync", sync_id=known["sync_id"])
-                return Accepted(known["sync_id"], known["program_id"], tuple(map(target_row, rows)))
+            if known := await _known(transaction, terminal, request.request_key):
+                return known
             targets = await self._resolve(transaction, terminal, request)
-            accepted = await self._commit(transaction, terminal, request, targets)
-            superseded.update(await self._supersede(transaction, accepted))
-            return accepted
+            return await self._commit(transaction, terminal, request, request.program, targets)
 
-        accepted = await self._store.transaction(body)
+        return self._accepted(terminal, await self._store.transaction(body))
+
+    async def undo(self, terminal: Terminal, request: Undo) -> Accepted:
+        """Commit a sync that brings back what targets of another had before it. The same request key is the same sync.
+
+        Raises UnknownNameError for an unknown sync or target, UsageError when it has put nothing on any target.
+        """
+
+        async def body(transaction: Transaction) -> Accepted:
+            if known := await _known(transaction, terminal, request.request_key):
+                return known
+            sync = await _sync_of(transaction, terminal, request.sync)
+            rows = _to_undo(await transaction.rows("targets_of_sync", sync_id=request.sync), request)
+            targets = [await self._undo_row(transaction, sync["program_id"], row) for row in rows]
+            return await self._commit(transaction, terminal, request, sync["program_id"], targets)
+
+        return self._accepted(terminal, await self._store.transaction(body))
+
+    def _accepted(self, terminal: Terminal, accepted: Accepted) -> Accepted:
         for target in accepted.targets:
             self._pokes.poke("owed", target.terminal)
-        for initiator in (terminal.terminal_id, *superseded):
-            self._pokes.poke("asked", initiator)
+        self._pokes.poke("asked", terminal.terminal_id)
         return accepted
 
     async def targets(self, terminal: Terminal, sync: str) -> tuple[TargetRow, ...]:
@@ -123,25 +146,18 @@ class Syncs:
         Asking again changes nothing and answers the same.
         """
 
-        async def body(transaction: Transaction) -> tuple[int, int, list[str], str]:
-            row = await _sync_of(transaction, terminal, sync)
-            stopped = [
-                found
-                for found in await transaction.rows("open_deliveries", sync_id=sync)
-                if life.State(found["state"]) in life.CANCELLABLE
-            ]
-            for found in stopped:
-                detail = f"Cancelled by {terminal.name}."
-                await self._deliveries.move(transaction, found, life.State.CANCELLED, "by-initiator", detail)
+        async def body(transaction: Transaction) -> tuple[int, int]:
+            await _sync_of(transaction, terminal, sync)
+            for found in await transaction.rows("open_deliveries", sync_id=sync):
+                if life.State(found["state"]) in life.CANCELLABLE:
+                    move = Move(life.State.CANCELLED, "by-initiator", f"Cancelled by {terminal.name}.")
+                    await self._deliveries.move(transaction, found, move)
+                    self._pokes.poke("owed", found["terminal_id"])
             states = await count_states(transaction, sync)
             cancelled = states.pop(life.State.CANCELLED, 0)
-            return cancelled, sum(states.values()), [found["terminal_id"] for found in stopped], row["initiator"]
+            return cancelled, sum(states.values())
 
-        cancelled, too_late, terminals, initiator = await self._store.transaction(body)
-        for target in terminals:
-            self._pokes.poke("owed", target)
-        self._pokes.poke("asked", initiator)
-        return cancelled, too_late
+        return await self._store.transaction(body)
 
     async def history(self, terminal: Terminal, before: str) -> tuple[list[SyncRow], bool]:
         """Return a page of the account's syncs, newest first, and whether another follows."""
@@ -239,8 +255,40 @@ class Syncs:
     def _reason_to_wait(self, target: Row) -> str:
         return "waiting" if self._is_receiving(target["terminal_id"]) else "offline"
 
+    async def _undo_row(self, transaction: Transaction, program: str, row: Row) -> TargetRow:
+        """Say what undoing does to one target of a sync: its version before is sent, or why not."""
+        base = TargetRow(terminal=row["terminal_id"], name=row["name"], state=life.State.NO_MATCH.value)
+        if row["state"] != life.State.DONE:
+            detail = f"That sync ended as {row['state']} here, so there is nothing to take back."
+            return structs.replace(base, reason="nothing-to-undo", detail=detail)
+        if row["before_digest"] is None:
+            detail = f"It had no {program} before, and Lockstep takes no program away."
+            return structs.replace(base, reason="nothing-before", detail=detail)
+        installed = await transaction.row("installed_digest", terminal_id=row["terminal_id"], program_id=program)
+        has = installed["digest"] if installed else None
+        if has not in (row["digest"], row["before_digest"]):
+            detail = f"It has {installed['version'] if installed else 'no version'} now, not what that sync brought."
+            return structs.replace(base, reason="changed-since", detail=detail)
+        before = await transaction.row("installer", digest=row["before_digest"])
+        assert before is not None, "what was delivered stays in the catalogue"
+        base = structs.replace(
+            base,
+            version=before["version"],
+            installer_kind=before["kind"],
+            file_name=before["file_name"],
+            digest=before["digest"],
+            size=before["size"],
+        )
+        if has == row["before_digest"]:
+            return structs.replace(
+                base, state=life.State.SAME.value, reason="installed", detail=f"It has {before['version']} already."
+            )
+        detail = f"Version {before['version']} comes back."
+        reason = self._reason_to_wait(row)
+        return structs.replace(base, state=life.State.QUEUED.value, reason=reason, detail=detail)
+
     async def _commit(
-        self, transaction: Transaction, terminal: Terminal, request: Sync, targets: list[TargetRow]
+        self, transaction: Transaction, terminal: Terminal, request: Sync | Undo, program: str, targets: list[TargetRow]
     ) -> Accepted:
         now = time.time()
         sync = new_id("s")
@@ -250,49 +298,60 @@ class Syncs:
             account_id=terminal.account_id,
             initiator=terminal.terminal_id,
             request_key=request.request_key,
-            program_id=request.program,
-            version=request.version,
+            program_id=program,
+            version=request.version if isinstance(request, Sync) else "",
+            undoes=request.sync if isinstance(request, Undo) else "",
             now=now,
         )
-        committed = [structs.replace(target, delivery=new_id("d")) for target in targets]
-        await transaction.many("add_delivery", [self._delivery_columns(sync, target, now) for target in committed])
+        committed = []
+        for target in targets:
+            await self._supersede(transaction, program, target)
+            committed.append(await self._add_delivery(transaction, sync, target, now))
         await end_if_over(transaction, sync, now)
-        return Accepted(sync, request.program, tuple(committed))
+        return Accepted(sync, program, tuple(committed))
 
-    async def _supersede(self, transaction: Transaction, accepted: Accepted) -> set[str]:
-        """End what these targets are owed of another installer of the program; return who had asked for it.
+    async def _supersede(self, transaction: Transaction, program: str, target: TargetRow) -> None:
+        """End what this target is owed of another installer of the program.
 
         What has begun to install goes on, and the newer waits for it.
         """
-        initiators: set[str] = set()
-        for target in accepted.targets:
-            if target.state != life.State.QUEUED:
-                continue
-            for row in await transaction.rows(
-                "superseded_by", terminal_id=target.terminal, program_id=accepted.program, digest=target.digest
-            ):
-                detail = f"A newer request brings {target.version}."
-                await self._deliveries.move(transaction, row, life.State.SUPERSEDED, "newer-request", detail)
-                initiators.add(row["initiator"])
-        return initiators
+        if target.state != life.State.QUEUED:
+            return
+        for row in await transaction.rows(
+            "superseded_by", terminal_id=target.terminal, program_id=program, digest=target.digest
+        ):
+            detail = f"A newer request brings {target.version}."
+            await self._deliveries.move(transaction, row, Move(life.State.SUPERSEDED, "newer-request", detail))
 
-    def _delivery_columns(self, sync: str, target: TargetRow, now: float) -> dict[str, Any]:
+    async def _add_delivery(self, transaction: Transaction, sync: str, target: TargetRow, now: float) -> TargetRow:
+        """Add a delivery; one whose object is on its way to this target already follows that one, and ends with it."""
+        leader = None
+        if target.state == life.State.QUEUED:
+            leader = await transaction.row("leader", terminal_id=target.terminal, digest=target.digest)
+        if leader is not None:
+            detail = leader["detail"] or "It is on its way there already, asked for by another sync."
+            target = structs.replace(target, state=leader["state"], reason=leader["reason"], detail=detail)
+        target = structs.replace(target, delivery=new_id("d"))
         revision = self._deliveries.next_revision()
-        return {
-            "delivery_id": target.delivery,
-            "sync_id": sync,
-            "terminal_id": target.terminal,
-            "position": revision,
-            "digest": target.digest or None,
-            "state": target.state,
-            "reason": target.reason,
-            "detail": target.detail,
-            "version": target.version,
-            "mismatches": msgspec.json.encode(target.mismatches),
-            "revision": revision,
-            "is_final": life.State(target.state) in life.FINAL,
-            "now": now,
-        }
+        await transaction.rows(
+            "add_delivery",
+            delivery_id=target.delivery,
+            sync_id=sync,
+            terminal_id=target.terminal,
+            position=revision,
+            digest=target.digest or None,
+            state=target.state,
+            reason=target.reason,
+            detail=target.detail,
+            version=target.version,
+            mismatches=msgspec.json.encode(target.mismatches),
+            revision=revision,
+            is_final=life.State(target.state) in life.FINAL,
+            now=now,
+            expires_at=self._clock.now() + self._delivery_seconds,
+            follows=leader["delivery_id"] if leader is not None else None,
+        )
+        return target
 
     async def _program_row(self, transaction: Transaction, terminal: Terminal, row: Row) -> ProgramRow:
         installed = await transaction.rows(
@@ -305,6 +364,36 @@ class Syncs:
             installer_kinds=_kinds(row["kinds"]),
             installed_on=tuple(found["terminal_id"] for found in installed),
         )
+
+
+async def _known(transaction: Transaction, terminal: Terminal, request_key: str) -> Accepted | None:
+    """Return the sync that this request began when it came before."""
+    known = await transaction.row("sync_by_request_key", initiator=terminal.terminal_id, request_key=request_key)
+    if known is None:
+        return None
+    rows = await transaction.rows("targets_of_sync", sync_id=known["sync_id"])
+    return Accepted(known["sync_id"], known["program_id"], tuple(map(target_row, rows)))
+
+
+def _to_undo(rows: list[Row], request: Undo) -> list[Row]:
+    """Return the targets of a sync that are to be undone: those named, or every one it put something on."""
+    by_id = {row["terminal_id"]: row for row in rows}
+    for missing in set(request.targets) - by_id.keys():
+        raise UnknownNameError(
+            f"Terminal {missing!r} was no target of sync {request.sync}.",
+            near=tuple(difflib.get_close_matches(missing, by_id, n=3)),
+            code="unknown-terminal",
+        )
+    if request.targets:
+        return [by_id[terminal] for terminal in dict.fromkeys(request.targets)]
+    done = [row for row in rows if row["state"] == life.State.DONE]
+    if not done:
+        raise UsageError(
+            f"Sync {request.sync} has put nothing on any device.",
+            hint="What has not begun to install can be ended with `lockstep-terminal cancel`.",
+            code="nothing-to-undo",
+        )
+    return done
 
 
 async def _check_program(transaction: Transaction, program: str) -> None:
@@ -352,6 +441,7 @@ async def _sync_row(transaction: Transaction, row: Row) -> SyncRow:
         counts=await count_states(transaction, row["sync_id"]),
         size=row["size"],
         sent=row["sent"],
+        undoes=row["undoes"],
     )
 
 

@@ -404,7 +404,7 @@ class InstallerOffer(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Offer(Message, tag="offer", frozen=True, kw_only=True):
     """Either: `delivery` brings `object` (SHA-256), `size` bytes in `chunks` chunks; `pages` manifest pages follow.
 
-    `initiator` is the name of the device that asked, for the person who is to agree.
+    `attempt` counts the tries, from 1. `initiator` is the name of the device that asked, for the person who is to agree.
     """
 
     delivery: Identifier
@@ -416,6 +416,7 @@ class Offer(Message, tag="offer", frozen=True, kw_only=True):
     manifest: Digest
     chunking: Chunking
     installer: InstallerOffer
+    attempt: Count = 1
     initiator: Text = ""
 
 
@@ -491,6 +492,7 @@ class State(Message, tag="state", frozen=True, kw_only=True):
     """Up: where a delivery stands on the terminal. A final state is kept on its disk and sent again until `noted`.
 
     After `installing` nothing is installed before the hub has `noted` it. `seconds`: with `postponed`, for how long.
+    `attempt`: with `failed`, that of the offer, so that a report that comes twice counts once; 0 is not checked.
     """
 
     delivery: Identifier
@@ -499,6 +501,7 @@ class State(Message, tag="state", frozen=True, kw_only=True):
     detail: Text = ""
     version: Version = ""
     seconds: Seconds = 0.0
+    attempt: Count = 0
 
 
 class Noted(Message, tag="noted", frozen=True, kw_only=True):

@@ -4,9 +4,15 @@ One connection, because one process with one writer needs no more and SQLite up 
 two. Every use of it is a body run inside a transaction: `await store.transaction(body)`. One task runs the bodies one
 after the other, so no two ever interleave; what is waiting goes into one commit (group commit), and a body's result is
 handed out only after the commit is on disk (`synchronous=FULL`). A body that raises is rolled back alone.
+
+A full disk refuses what waits, and the hub goes on. An I/O error ends the store (`failed`): the kernel has dropped what
+it could not write, a retry that succeeds proves nothing ("fsyncgate": Rebello et al., "Can Applications Recover from
+fsync Failures?", USENIX ATC 2020), so nothing more is acknowledged. A checkpoint that fails in the background harms
+nothing: the log is kept and the next one writes the same pages again (sqlite.org/wal.html).
 """
 
 import asyncio
+import os
 import re
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -18,10 +24,12 @@ import aiosqlite
 from protocol.errors import UnavailableError
 
 _HERE: Final = Path(__file__).parent
-_SCHEMA_VERSION: Final = 1
+_SCHEMA_VERSION: Final = 2
 _BODIES_IN_ONE_COMMIT: Final = 256
 _BODIES_WAITING: Final = 4_096
 _TRANSACTION_SECONDS: Final = 60.0
+# What SQLite calls an I/O error, and yet only says that there is no room (sqlite.org/rescode.html).
+_NO_ROOM: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE})
 
 Row: TypeAlias = sqlite3.Row
 T = TypeVar("T")
@@ -88,6 +96,10 @@ class Store:
     def __init__(self, connection: aiosqlite.Connection) -> None:
         self._connection = connection
         self._waiting: asyncio.Queue[_Work[Any]] = asyncio.Queue(_BODIES_WAITING)
+        self._turn = asyncio.Lock()
+        self._loop = asyncio.get_running_loop()
+        self._has_failed = asyncio.Event()
+        self._failure = ""
         self._worker = asyncio.create_task(self._work(), name="store")
 
     @classmethod
@@ -117,8 +129,10 @@ class Store:
     async def transaction(self, body: Body[T]) -> T:
         """Run `body` in a transaction and return its result once that is committed to disk.
 
-        Raises what the body raises, and UnavailableError when the database does not answer within a minute.
+        Raises what the body raises, and UnavailableError when the database does not answer within a minute, when the
+        disk is full (code `disk-full`) or has failed (`disk-failed`).
         """
+        self._check()
         work = _Work(body)
         try:
             async with asyncio.timeout(_TRANSACTION_SECONDS):
@@ -127,17 +141,54 @@ class Store:
         except TimeoutError:
             raise UnavailableError("The hub's database did not answer within 60 s.", hint="Try again later.") from None
 
+    async def copy_to(self, path: Path) -> None:
+        """Write a consistent copy of the database to the new file `path`, durably; bodies wait meanwhile.
+
+        Raises UnavailableError when it cannot be written.
+        """
+        self._check()
+        try:
+            target = sqlite3.connect(path, check_same_thread=False)
+        except sqlite3.Error as error:
+            raise _could_not_copy(path, error) from None
+        try:
+            target.execute("PRAGMA synchronous=OFF")  # it is worth nothing before it is whole
+            async with self._turn:
+                await self._connection.backup(target)
+        except sqlite3.Error as error:
+            raise _could_not_copy(path, error) from None
+        finally:
+            target.close()
+        await asyncio.to_thread(_sync_file, path)
+
+    def fail(self, what: str) -> None:
+        """The disk could not keep something: acknowledge nothing from now on. May be called from any thread."""
+        self._failure = self._failure or what
+        self._loop.call_soon_threadsafe(self._has_failed.set)
+
+    async def failed(self) -> UnavailableError:
+        """Wait until the disk fails; return what is to be said of it."""
+        await self._has_failed.wait()
+        return _disk_failed(self._failure)
+
+    def _check(self) -> None:
+        if self._failure:
+            raise _disk_failed(self._failure)
+
     async def _work(self) -> None:
         while True:
             batch = [await self._waiting.get()]
             while len(batch) < _BODIES_IN_ONE_COMMIT and not self._waiting.empty():
                 batch.append(self._waiting.get_nowait())
             try:
-                await self._commit(batch)
+                self._check()
+                async with self._turn:
+                    await self._commit(batch)
             except Exception as error:
                 # Rolled back as a whole (disk full, I/O error): nothing in it was acknowledged.
+                told = self._translated(error)
                 for work in batch:
-                    work.fail(_could_not_write(error))
+                    work.fail(told if isinstance(told, UnavailableError) else _could_not_write(error))
             finally:
                 for _ in batch:
                     self._waiting.task_done()
@@ -153,27 +204,56 @@ class Store:
                 try:
                     results.append(await work.run(transaction))
                 except Exception as error:
+                    if not self._connection.in_transaction:
+                        raise  # SQLite has rolled back everything, as it does when the disk is full or fails
                     await execute("ROLLBACK TO body")
-                    work.fail(_translated(error))
+                    work.fail(self._translated(error))
                 await execute("RELEASE body")
             await execute("COMMIT")
         except BaseException:
             if self._connection.in_transaction:
                 await execute("ROLLBACK")
             raise
+        self._check()
         for hand_out in results:
             hand_out()
 
-
-def _translated(error: Exception) -> Exception:
-    """A full disk or a damaged file may show in the middle of a body; anything else a body raises is its own."""
-    if isinstance(error, sqlite3.OperationalError) or type(error) is sqlite3.DatabaseError:
+    def _translated(self, error: Exception) -> Exception:
+        """A full disk or a damaged file may show in the middle of a body; anything else a body raises is its own."""
+        if not (isinstance(error, sqlite3.OperationalError) or type(error) is sqlite3.DatabaseError):
+            return error
+        code = getattr(error, "sqlite_errorcode", 0)
+        if code in _NO_ROOM:
+            return UnavailableError(
+                "The hub's disk is full: nothing was written.",
+                hint="Its owner has to free some space.",
+                code="disk-full",
+            )
+        if code & 0xFF == sqlite3.SQLITE_IOERR:
+            self.fail(f"its database: {error}")
+            return _disk_failed(self._failure)
         return _could_not_write(error)
-    return error
 
 
 def _could_not_write(error: Exception) -> UnavailableError:
     return UnavailableError(f"The hub's database could not write: {error}.", hint="See to the hub's disk.")
+
+
+def _could_not_copy(path: Path, error: Exception) -> UnavailableError:
+    return UnavailableError(f"The hub's database could not be copied to {path}: {error}.", hint="See to the disk.")
+
+
+def _disk_failed(what: str) -> UnavailableError:
+    return UnavailableError(
+        f"The hub's disk could not keep what was written ({what}), so the hub acknowledges nothing more and ends.",
+        hint="See to the disk, then start the hub again: what it has acknowledged is there.",
+        code="disk-failed",
+    )
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
 
 
 async def _migrate(connection: aiosqlite.Connection, path: Path) -> None:
@@ -184,6 +264,13 @@ async def _migrate(connection: aiosqlite.Connection, path: Path) -> None:
             f"The database {path} has schema {version}; this hub knows up to {_SCHEMA_VERSION}.",
             hint="Use the newer lockstep-hub that wrote it.",
         )
-    if version < 1:
-        schema = (_HERE / "schema.sql").read_text()
-        await connection.executescript(f"BEGIN IMMEDIATE;\n{schema}\nPRAGMA user_version = 1;\nCOMMIT;")
+    for script, after in _upgrades(version):
+        await connection.executescript(f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {after};\nCOMMIT;")
+
+
+def _upgrades(version: int) -> list[tuple[str, int]]:
+    """Return the scripts that bring a database of this version to the newest, and the version after each."""
+    if version == 0:
+        return [((_HERE / "schema.sql").read_text(), _SCHEMA_VERSION)]
+    steps = range(version + 1, _SCHEMA_VERSION + 1)
+    return [((_HERE / f"upgrade_{step}.sql").read_text(), step) for step in steps]

@@ -119,14 +119,14 @@ ORDER BY p.program_id LIMIT :count;
 SELECT * FROM syncs WHERE initiator = :initiator AND request_key = :request_key;
 
 -- name: add_sync
-INSERT INTO syncs (sync_id, account_id, initiator, request_key, program_id, version, created_at)
-VALUES (:sync_id, :account_id, :initiator, :request_key, :program_id, :version, :now);
+INSERT INTO syncs (sync_id, account_id, initiator, request_key, program_id, version, created_at, undoes)
+VALUES (:sync_id, :account_id, :initiator, :request_key, :program_id, :version, :now, :undoes);
 
 -- name: add_delivery
 INSERT INTO deliveries (delivery_id, sync_id, terminal_id, position, digest, state, reason, detail, version, mismatches,
-    revision, is_final, created_at, changed_at)
+    revision, is_final, created_at, changed_at, expires_at, deadline_at, follows)
 VALUES (:delivery_id, :sync_id, :terminal_id, :position, :digest, :state, :reason, :detail, :version, :mismatches,
-    :revision, :is_final, :now, :now);
+    :revision, :is_final, :now, :now, :expires_at, :expires_at, :follows);
 
 -- name: last_revision
 SELECT COALESCE(MAX(revision), 0) AS revision FROM deliveries;
@@ -163,42 +163,86 @@ SELECT COUNT(*) AS open FROM deliveries WHERE sync_id = :sync_id AND is_final = 
 UPDATE syncs SET ended_at = :now, outcome = :outcome WHERE sync_id = :sync_id AND ended_at IS NULL;
 
 -- name: owed
-SELECT d.*, s.program_id, s.initiator, t.name, i.kind, i.file_name, i.size, i.package_name, i.file_version
+SELECT d.*, s.program_id, s.initiator, a.name AS initiator_name, t.name, i.kind, i.file_name, i.size, i.package_name,
+    i.file_version
 FROM deliveries d JOIN syncs s ON s.sync_id = d.sync_id JOIN terminals t ON t.terminal_id = d.terminal_id
-JOIN installers i ON i.digest = d.digest
-WHERE d.terminal_id = :terminal_id AND d.is_final = 0 ORDER BY d.position LIMIT 1;
+JOIN terminals a ON a.terminal_id = s.initiator JOIN installers i ON i.digest = d.digest
+WHERE d.terminal_id = :terminal_id AND d.is_final = 0 AND d.follows IS NULL AND d.retry_at <= :hub_now
+    AND d.state IN ('queued', 'offered', 'downloading', 'verifying')
+    AND NOT EXISTS (
+        SELECT 1 FROM deliveries o JOIN syncs p ON p.sync_id = o.sync_id
+        WHERE o.terminal_id = d.terminal_id AND o.is_final = 0 AND o.state = 'installing' AND p.program_id = s.program_id)
+ORDER BY d.position LIMIT 1;
 
 -- name: installed_digest
 SELECT digest, version FROM installed WHERE terminal_id = :terminal_id AND program_id = :program_id;
 
 -- name: delivery_of_terminal
-SELECT d.*, s.initiator FROM deliveries d JOIN syncs s ON s.sync_id = d.sync_id
-WHERE d.delivery_id = :delivery_id AND d.terminal_id = :terminal_id;
+SELECT * FROM deliveries WHERE delivery_id = :delivery_id AND terminal_id = :terminal_id;
 
 -- name: move_delivery
 UPDATE deliveries SET state = :state, reason = :reason, detail = :detail, is_final = :is_final, connection = :connection,
-    revision = :revision, changed_at = :now, sent = sent + :sent
+    revision = :revision, changed_at = :now, sent = sent + :sent, deadline_at = :deadline_at,
+    retry_at = :retry_at, tries = tries + :tried
 WHERE delivery_id = :delivery_id AND is_final = 0
-RETURNING sync_id;
+RETURNING sync_id, (SELECT initiator FROM syncs WHERE syncs.sync_id = deliveries.sync_id) AS initiator;
+
+-- name: followers
+SELECT * FROM deliveries WHERE follows = :delivery_id AND is_final = 0 AND follows IS NOT NULL ORDER BY position;
+
+-- name: follow
+UPDATE deliveries SET follows = :leader
+WHERE follows = :delivery_id AND is_final = 0 AND follows IS NOT NULL AND delivery_id <> :leader;
+
+-- name: lead
+UPDATE deliveries SET follows = NULL WHERE delivery_id = :delivery_id;
+
+-- name: leader
+SELECT * FROM deliveries
+WHERE terminal_id = :terminal_id AND is_final = 0 AND digest = :digest AND follows IS NULL ORDER BY position LIMIT 1;
+
+-- name: had_before
+UPDATE deliveries SET before_digest = :digest
+WHERE delivery_id = :delivery_id OR (follows = :delivery_id AND is_final = 0 AND follows IS NOT NULL);
+
+-- name: overdue
+SELECT * FROM deliveries WHERE is_final = 0 AND deadline_at <= :hub_now ORDER BY deadline_at LIMIT :count;
+
+-- name: put_off_until_now
+SELECT * FROM deliveries WHERE is_final = 0 AND retry_at > 0 AND retry_at <= :hub_now LIMIT :count;
+
+-- name: may_be_claimed
+UPDATE deliveries SET retry_at = 0 WHERE delivery_id = :delivery_id;
+
+-- name: hub_clock
+SELECT seconds FROM hub_clock;
+
+-- name: keep_hub_clock
+UPDATE hub_clock SET seconds = MAX(seconds, :seconds);
 
 -- name: add_sent
 UPDATE deliveries SET sent = sent + :sent, revision = :revision WHERE delivery_id = :delivery_id;
 
 -- name: open_deliveries
-SELECT delivery_id, terminal_id, state FROM deliveries WHERE sync_id = :sync_id AND is_final = 0;
+SELECT * FROM deliveries WHERE sync_id = :sync_id AND is_final = 0;
 
 -- name: superseded_by
-SELECT d.delivery_id, s.initiator FROM deliveries d JOIN syncs s ON s.sync_id = d.sync_id
+SELECT d.* FROM deliveries d JOIN syncs s ON s.sync_id = d.sync_id
 WHERE d.terminal_id = :terminal_id AND d.is_final = 0 AND d.state <> 'installing' AND s.program_id = :program_id
     AND d.digest <> :digest;
 
 -- name: under_way_on
-SELECT d.delivery_id, d.connection, s.initiator FROM deliveries d JOIN syncs s ON s.sync_id = d.sync_id
-WHERE d.terminal_id = :terminal_id AND d.is_final = 0 AND d.state IN ('offered', 'downloading', 'verifying');
+SELECT * FROM deliveries
+WHERE terminal_id = :terminal_id AND is_final = 0 AND state IN ('offered', 'downloading', 'verifying')
+    AND follows IS NULL;
+
+-- name: open_on
+SELECT * FROM deliveries WHERE terminal_id = :terminal_id AND is_final = 0 AND state = :state AND follows IS NULL;
 
 -- name: give_reason
 UPDATE deliveries SET reason = :reason, revision = :revision, changed_at = :now
-WHERE terminal_id = :terminal_id AND is_final = 0 AND state = :state AND reason <> :reason;
+WHERE terminal_id = :terminal_id AND is_final = 0 AND state = :state AND reason <> :reason
+    AND reason IN ('', 'offline', 'waiting', 'quiet-hours');
 
 -- name: initiators_waiting_for
 SELECT DISTINCT s.initiator FROM deliveries d JOIN syncs s ON s.sync_id = d.sync_id
@@ -209,7 +253,7 @@ SELECT DISTINCT terminal_id FROM deliveries WHERE is_final = 0 AND state IN ('of
 
 -- name: nobody_is_here
 UPDATE deliveries SET reason = 'offline', revision = :revision, changed_at = :now
-WHERE is_final = 0 AND state IN ('queued', 'installing') AND reason <> 'offline';
+WHERE is_final = 0 AND state IN ('queued', 'installing') AND reason IN ('', 'waiting', 'quiet-hours');
 
 -- name: history_page
 SELECT s.*, t.name AS initiator_name,

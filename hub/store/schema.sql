@@ -1,4 +1,5 @@
--- The hub's database, version 1. Portable SQL where that costs nothing; times are Unix seconds, sizes bytes.
+-- The hub's database, version 2. Portable SQL where that costs nothing; times are Unix seconds, sizes bytes.
+-- An older version is brought here by `upgrade_2.sql`.
 
 CREATE TABLE accounts (
     account_id    TEXT PRIMARY KEY,
@@ -85,12 +86,16 @@ CREATE TABLE syncs (
     ended_at    DOUBLE PRECISION,
     outcome     TEXT NOT NULL DEFAULT '',
     noted       INTEGER NOT NULL DEFAULT 0,
+    undoes      TEXT NOT NULL DEFAULT '',
     UNIQUE (initiator, request_key)
 );
 CREATE INDEX syncs_newest_first ON syncs (account_id, created_at DESC);
 CREATE INDEX syncs_not_noted ON syncs (initiator) WHERE noted = 0;
 
 -- One sync on one target. `revision` grows with every change, over all deliveries; `position` is the first one's.
+-- Hub time (`hub_clock`): `expires_at` ends the delivery, `deadline_at` its present state; before `retry_at` it is not
+-- claimed, 0 when it need not wait. `tries` have failed so far. `follows` names the delivery that brings this target the
+-- same object already: this one goes as that one goes. `before_digest` is what the target had when it was offered.
 CREATE TABLE deliveries (
     delivery_id TEXT PRIMARY KEY,
     sync_id     TEXT NOT NULL REFERENCES syncs,
@@ -108,7 +113,20 @@ CREATE TABLE deliveries (
     is_final    INTEGER NOT NULL,
     created_at  DOUBLE PRECISION NOT NULL,
     changed_at  DOUBLE PRECISION NOT NULL,
+    expires_at  DOUBLE PRECISION NOT NULL DEFAULT 0,
+    deadline_at DOUBLE PRECISION NOT NULL DEFAULT 0,
+    retry_at    DOUBLE PRECISION NOT NULL DEFAULT 0,
+    tries       INTEGER NOT NULL DEFAULT 0,
+    follows     TEXT REFERENCES deliveries,
+    before_digest BLOB,
     UNIQUE (sync_id, terminal_id)
 );
 CREATE INDEX deliveries_owed ON deliveries (terminal_id, position) WHERE is_final = 0;
 CREATE INDEX deliveries_changed ON deliveries (sync_id, revision);
+CREATE INDEX deliveries_overdue ON deliveries (deadline_at) WHERE is_final = 0;
+CREATE INDEX deliveries_to_retry ON deliveries (retry_at) WHERE is_final = 0 AND retry_at > 0;
+CREATE INDEX deliveries_following ON deliveries (follows) WHERE is_final = 0 AND follows IS NOT NULL;
+
+-- Seconds this hub has run, over all its runs: what deadlines count by. The time it was down does not count.
+CREATE TABLE hub_clock (seconds DOUBLE PRECISION NOT NULL);
+INSERT INTO hub_clock VALUES (0);

@@ -64,11 +64,25 @@ async def add_terminal(
 
 
 async def publish(
-    hub: Hub, folder: Path, version: str = "1.0", *, kind: Literal["deb", "apk", "wheel"] = "deb"
+    hub: Hub,
+    folder: Path,
+    version: str = "1.0",
+    *,
+    kind: Literal["deb", "apk", "wheel"] = "deb",
+    program: str = "hello",
 ) -> Published:
-    """Make and publish a small installer of the program "hello"."""
-    path = await asyncio.to_thread(make_installer, folder, kind, version=version, size=5_000)
-    return await hub.catalogue.publish(path, PublishOptions(program="hello"))
+    """Make and publish a small installer of a program."""
+    path = await asyncio.to_thread(make_installer, folder, kind, name=program, version=version, size=5_000)
+    return await hub.catalogue.publish(path, PublishOptions(program=program))
+
+
+async def say_inventory(
+    hub: Hub, terminal: Terminal, *has: Published, installing: tuple[str, ...] = (), first: bool = True
+) -> None:
+    """Say what a terminal has, as it does after each login."""
+    programs = tuple(program for one in has for program in inventory_of(one).programs)
+    inventory = Inventory(programs=programs, installing=installing)
+    await hub.deliveries.save_inventory(terminal.terminal_id, terminal.connection, inventory, first=first)
 
 
 def inventory_of(published: Published) -> Inventory:

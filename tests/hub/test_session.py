@@ -9,7 +9,7 @@ import pytest
 from hub import session as brain
 from hub.records import Changes, Owed, Terminal
 from hub.session import Action, Close, Event, Send, Session
-from protocol import keys, limits, messages
+from protocol import keys, life, limits, messages
 from protocol.device import DeviceInfo
 from protocol.messages import InstallerOffer, Message, Run, TargetRow
 
@@ -83,7 +83,9 @@ def opened(*, receives: bool = True) -> Session:
 def serving(delivery: Owed | None = None) -> Session:
     """A session in the middle of a delivery: offered, and its first want came."""
     session = opened()
-    assert hear(session, messages.Inventory(programs=())) == [brain.SaveInventory(messages.Inventory(programs=()))]
+    assert hear(session, messages.Inventory(programs=())) == [
+        brain.SaveInventory(messages.Inventory(programs=()), first=True)
+    ]
     assert feed(session, brain.InventorySaved()) == [brain.Claim()]
     first = delivery or owed()
     assert feed(session, brain.Claimed(first)) == [brain.StartTransfer(first)]
@@ -324,13 +326,16 @@ def test_a_delivery_goes_from_claim_to_done_and_on_to_the_next() -> None:
     assert feed(session, brain.Reported(report("downloading"), "noted")) == [], "that report is the hub's own"
     progress = messages.Progress(delivery="d-1", frames=1, done=10)
     assert hear(session, progress) == [brain.FeedProgress(progress)]
-    for state in ("verifying", "installing"):
-        assert hear(session, report(state)) == [brain.Report(report(state))]
-        assert feed(session, brain.Reported(report(state), "noted")) == [Send(messages.Noted(of="d-1", state=state))]
+    assert hear(session, report("verifying")) == [brain.Report(report("verifying"))]
+    noted = feed(session, brain.Reported(report("verifying"), "noted"))
+    assert noted == [Send(messages.Noted(of="d-1", state="verifying"))]
+    hear(session, report("installing"))
+    begun = feed(session, brain.Reported(report("installing"), "noted"))
+    assert begun == [Send(messages.Noted(of="d-1", state="installing")), brain.StopTransfer(), brain.Claim()]
+    assert feed(session, brain.Claimed(owed("d-2"))) == [brain.StartTransfer(owed("d-2"))]
     hear(session, report("done"))
     ended = feed(session, brain.Reported(report("done"), "noted"))
-    assert ended == [Send(messages.Noted(of="d-1", state="done")), brain.StopTransfer(), brain.Claim()]
-    assert feed(session, brain.Claimed(owed("d-2"))) == [brain.StartTransfer(owed("d-2"))]
+    assert ended == [Send(messages.Noted(of="d-1", state="done")), brain.CheckLive(("d-2",))], "d-2 goes on"
 
 
 def test_a_refused_object_stops_the_transfer_and_fails_the_delivery_with_the_terminals_reason() -> None:
@@ -341,24 +346,84 @@ def test_a_refused_object_stops_the_transfer_and_fails_the_delivery_with_the_ter
     assert brain.Claim() in feed(session, brain.Reported(failed, "noted"))
 
 
-def test_a_busy_terminal_is_offered_again_after_its_report() -> None:
-    session = serving()
-    assert hear(session, messages.Refused(delivery="d-1", reason="busy")) == [brain.StopTransfer()]
-    hear(session, report("done", "d-0"))
-    assert brain.Claim() in feed(session, brain.Reported(report("done", "d-0"), "noted"))
-
-
 def test_a_cancelled_delivery_is_withdrawn_and_the_next_is_looked_up() -> None:
     session = serving()
-    assert feed(session, brain.Owing()) == [brain.CheckLive("d-1")]
-    assert feed(session, brain.LiveChecked("d-1", live=False)) == [
+    assert feed(session, brain.Owing()) == [brain.CheckLive(("d-1",))]
+    assert feed(session, brain.LiveChecked(("d-1",))) == [
         brain.StopTransfer(), Send(messages.Withdraw(delivery="d-1")), brain.Claim(),
     ]  # fmt: skip
 
 
 def test_a_poke_while_a_delivery_goes_on_changes_nothing() -> None:
     session = serving()
-    assert feed(session, brain.Owing(), brain.LiveChecked("d-1", live=True)) == [brain.CheckLive("d-1")]
+    assert feed(session, brain.Owing(), brain.LiveChecked(())) == [brain.CheckLive(("d-1",))]
+
+
+def test_nothing_is_installed_for_a_delivery_that_ended_meanwhile() -> None:
+    session = serving()
+    hear(session, report("installing"))
+    assert feed(session, brain.Reported(report("installing"), "refused")) == [
+        brain.StopTransfer(), Send(messages.Withdraw(delivery="d-1")), brain.Claim(),
+    ]  # fmt: skip
+
+
+def test_a_delivery_that_waits_for_a_person_frees_the_socket_for_the_next() -> None:
+    session = serving()
+    hear(session, report("asking"))
+    actions = feed(session, brain.Reported(report("asking"), "noted"))
+    assert actions == [Send(messages.Noted(of="d-1", state="asking")), brain.StopTransfer(), brain.CheckLive(("d-1",))]
+    assert feed(session, brain.LiveChecked(())) == [brain.Claim()]
+    assert feed(session, brain.Claimed(owed("d-2"))) == [brain.StartTransfer(owed("d-2"))]
+
+
+def test_what_a_person_is_asked_about_is_withdrawn_when_it_is_no_longer_wanted() -> None:
+    session = serving()
+    hear(session, report("asking"))
+    feed(session, brain.Reported(report("asking"), "noted"), brain.LiveChecked(()), brain.Claimed(None))
+    assert feed(session, brain.Owing()) == [brain.CheckLive(("d-1",))]
+    assert feed(session, brain.LiveChecked(("d-1",))) == [Send(messages.Withdraw(delivery="d-1")), brain.Claim()]
+    feed(session, brain.Claimed(None))
+    assert feed(session, brain.Owing()) == [brain.Claim()], "it is asked about no more"
+
+
+def test_what_a_person_agreed_to_is_looked_up_again() -> None:
+    session = serving()
+    hear(session, report("asking"))
+    feed(session, brain.Reported(report("asking"), "noted"), brain.LiveChecked(()), brain.Claimed(None))
+    hear(session, report("queued", reason="accepted"))
+    actions = feed(session, brain.Reported(report("queued", reason="accepted"), "noted"))
+    assert actions == [Send(messages.Noted(of="d-1", state="queued")), brain.Claim()]
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"), [("offered", "no-answer"), ("downloading", "no-progress"), ("verifying", "no-answer")]
+)
+def test_a_terminal_that_does_not_go_on_in_time_fails_this_try(state: str, reason: str) -> None:
+    session = serving()
+    feed(session, brain.ChangesRead(Changes({}, (), 0)))
+    if state != "offered":
+        hear(session, messages.Want(delivery="d-1", runs=(Run(0, 2),)), now=100.0)
+    if state == "verifying":
+        feed(session, brain.Reported(report("verifying"), "noted"), now=100.0)
+    seconds = life.DEADLINES[life.State(state)].seconds
+    began_at = 0.0 if state == "offered" else 100.0
+    feed(session, brain.Ticked(), brain.ChangesRead(Changes({}, (), 0)), now=1.0)
+    assert session.deadline == began_at + seconds
+    assert not any(
+        isinstance(action, brain.Report) for action in feed(session, brain.Ticked(), now=session.deadline - 1)
+    )
+    actions = feed(session, brain.Ticked(), now=session.deadline)
+    assert actions[:2] == [brain.StopTransfer(), Send(messages.Withdraw(delivery="d-1"))]
+    [failed] = [action.state for action in actions if isinstance(action, brain.Report)]
+    assert (failed.state, failed.reason) == ("failed", reason)
+
+
+def test_progress_sets_the_deadline_anew() -> None:
+    session = serving()
+    feed(session, brain.Ticked(), brain.ChangesRead(Changes({}, (), 0)), now=1.0)
+    hear(session, messages.Want(delivery="d-1", runs=(Run(0, 2),)), now=10.0)
+    hear(session, messages.Progress(delivery="d-1", frames=1, done=1), now=250.0)
+    assert session.deadline == 250.0 + life.DEADLINES[life.State.DOWNLOADING].seconds
 
 
 def test_a_poke_that_crosses_a_look_up_is_not_lost() -> None:
@@ -372,7 +437,7 @@ def test_a_poke_that_crosses_a_look_up_is_not_lost() -> None:
 
 def test_what_crosses_the_end_of_its_delivery_is_passed_over() -> None:
     session = serving()
-    feed(session, brain.Owing(), brain.LiveChecked("d-1", live=False), brain.Claimed(owed("d-2", OTHER_OBJECT)))
+    feed(session, brain.Owing(), brain.LiveChecked(("d-1",)), brain.Claimed(owed("d-2", OTHER_OBJECT)))
     for message in (
         messages.Want(delivery="d-1", runs=(Run(0, 1),)),
         messages.Progress(delivery="d-1", frames=9, done=9),
@@ -386,8 +451,8 @@ def test_a_late_report_of_an_older_delivery_does_not_end_the_one_under_way() -> 
     session = serving(owed("d-2"))
     hear(session, report("failed", "d-1"))
     assert feed(session, brain.Reported(report("failed", "d-1"), "noted")) == [
-        Send(messages.Noted(of="d-1", state="failed"))
-    ]
+        Send(messages.Noted(of="d-1", state="failed")), brain.CheckLive(("d-2",)),
+    ]  # fmt: skip
 
 
 def test_a_stale_report_is_not_noted_so_that_it_comes_again() -> None:
@@ -399,6 +464,7 @@ def test_a_stale_report_is_not_noted_so_that_it_comes_again() -> None:
 def test_an_object_the_hub_cannot_read_is_withdrawn_and_fails() -> None:
     session = serving()
     assert feed(session, brain.TransferBroken("d-1", "damaged-object", "Truncated.")) == [
+        brain.StopTransfer(),
         Send(messages.Withdraw(delivery="d-1")),
         brain.Report(report("failed", reason="damaged-object", detail="Truncated.")),
     ]

@@ -1,0 +1,66 @@
+"""The reaper: acts on deadlines that outlive a connection, so that nothing waits for ever.
+
+Once a second it has the overdue moved and what was put off queued; every ten seconds it keeps hub time on disk, which a
+killed hub therefore lives again at most that long; and when quiet hours end it has everybody looked after.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from hub.deliveries import Deliveries
+from hub.pokes import Pokes
+from hub.presence import Presence
+from protocol.errors import LockstepError
+
+LOOK_EVERY_SECONDS: Final = 1.0
+KEEP_CLOCK_EVERY_LOOKS: Final = 10
+
+log: Final = logging.getLogger("lockstep.hub")
+
+
+class Reaper:
+    """The reaper of one hub."""
+
+    def __init__(self, deliveries: Deliveries, pokes: Pokes, presence: Presence) -> None:
+        self._deliveries = deliveries
+        self._pokes = pokes
+        self._presence = presence
+        self._was_quiet = False
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Look every second while the block runs; hub time is kept once more at its end."""
+        work = asyncio.create_task(self._run(), name="reaper")
+        try:
+            yield
+        finally:
+            work.cancel()
+            await asyncio.wait([work])
+            with contextlib.suppress(LockstepError):  # a database that cannot write has been told of already
+                await self._deliveries.keep_clock()
+
+    async def _run(self) -> None:
+        looks = 0
+        while True:
+            looks += 1
+            try:
+                await self.look()
+                if looks % KEEP_CLOCK_EVERY_LOOKS == 0:
+                    await self._deliveries.keep_clock()
+            except LockstepError as error:
+                log.error("%s", error)  # a full disk: the next look may have room
+            await asyncio.sleep(LOOK_EVERY_SECONDS)
+
+    async def look(self) -> None:
+        """Act on every deadline that has passed."""
+        while await self._deliveries.reap():
+            pass
+        is_quiet = self._deliveries.quiet_seconds() > 0
+        if self._was_quiet and not is_quiet:
+            for terminal in self._presence.receiving():
+                self._pokes.poke("owed", terminal)
+        self._was_quiet = is_quiet
