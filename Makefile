@@ -4,11 +4,12 @@ SHELL := /bin/sh
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+KILLS ?= 1700
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 UV_COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header --quiet
 
-.PHONY: help setup demo serve test check format bench lock vectors clean
+.PHONY: help setup demo serve test check format chaos bench lock vectors clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -33,6 +34,10 @@ check: $(VENV)/development ## format, lint and types only
 format: $(VENV)/development ## bring the code into its form
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+chaos: $(VENV)/development ## kill and break it thousands of times, count what is lost (KILLS=50 SEED=1 PARTS=kills)
+	@sh tests/tools.sh
+	$(BIN)/python -m tests.chaos $(PARTS) --kills $(KILLS) $(if $(SEED),--seed $(SEED))
 
 bench: $(VENV)/development ## measure this machine (minutes)
 	$(BIN)/python -m bench.figures $(ARGUMENTS)

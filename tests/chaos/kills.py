@@ -35,6 +35,8 @@ MOMENT_WITHIN_SECONDS: Final = 20.0
 ANY_WITHIN_SECONDS: Final = 1.5
 ACCEPTED_WITHIN_SECONDS: Final = 0.05
 INSTALLING_WITHIN_SECONDS: Final = 0.3
+EARLY_SHARE: Final = 0.05  # of the hub's starts that are killed as well, before it listens; not counted as kills
+EARLY_WITHIN_SECONDS: Final = 0.8
 WATCH_EVERY_SECONDS: Final = 0.005
 LAST_PART: Final = 0.95  # of what is still to come, so that the kill meets the object before it is whole
 
@@ -77,6 +79,8 @@ class Killer:
             await device.process.start()
         if kind != "terminal":
             await self._world.hub.kill()
+            if self._chance.random() < EARLY_SHARE:
+                await self._world.kill_early(self._chance.uniform(0, EARLY_WITHIN_SECONDS))
             await self._world.start_hub()
 
     async def _wait_for(self, moment: Moment, device: Device) -> None:
@@ -140,8 +144,12 @@ async def chaos(
     devices: int = 3,
     faults: Faults | None = None,
     moments: dict[Moment, int] | None = None,
+    enough: Callable[[World], bool] = lambda world: False,
 ) -> World:
-    """Kill as `kinds` say in one world, then let everything that was accepted end; return the world with its ledger."""
+    """Kill as `kinds` say in one world, then let everything that was accepted end; return the world with its ledger.
+
+    `enough` may end the killing sooner.
+    """
     chance = random.Random(seed)
     async with opened_world(folder, seed, devices=devices, faults=faults) as world:
         stop = asyncio.Event()
@@ -155,6 +163,8 @@ async def chaos(
                 await killer.kill(kind)
                 if tally.kills % SAY_EVERY_KILLS == 0:
                     _say(tally, world)
+                if enough(world):
+                    break
         finally:
             stop.set()
             await asyncio.gather(*syncing)

@@ -225,13 +225,15 @@ class World:
             )
 
     async def keep_syncing(self, device: Device, chance: random.Random, stop: asyncio.Event) -> None:
-        """Bring one version after the other to `device` until told to stop; each last used long ago."""
+        """Bring one version after the other to `device` until told to stop, one at least; each last used long ago."""
         waiting = list(self.installers)
         chance.shuffle(waiting)
-        while not stop.is_set():
+        while True:
             installer = waiting.pop(chance.randrange(len(waiting) // 2))
             waiting.append(installer)
             await self.deliver(device, installer, f"{device.name}-{chance.getrandbits(64):016x}")
+            if stop.is_set():
+                return
 
     # --- killing ------------------------------------------------------------------------------------------------------
 
@@ -246,6 +248,12 @@ class World:
                 await self.hub.kill()
                 await asyncio.sleep(HUB_STARTS_AGAIN_SECONDS)
         raise last
+
+    async def kill_early(self, seconds: float) -> None:
+        """Start the hub and kill it after `seconds`, however far it has come."""
+        with contextlib.suppress(TimeoutError, AssertionError):
+            await asyncio.wait_for(self.hub.start(), seconds)
+        await self.hub.kill()
 
     def note_deaths(self) -> None:
         """Write down which processes have ended though nobody killed them."""

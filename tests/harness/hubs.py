@@ -1,6 +1,7 @@
 """Hubs for tests: in this process, or as a process of its own that can be killed and measured."""
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -137,8 +138,7 @@ class HubProcess:
 
     def kill_now(self) -> None:
         """Send SIGKILL without waiting; call `kill` next."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGKILL)
+        os.kill(self.pid, signal.SIGKILL)
 
     async def kill(self) -> None:
         """Kill it with SIGKILL, as a power cut would."""
@@ -151,7 +151,8 @@ class HubProcess:
     async def _end(self, number: signal.Signals) -> None:
         process, self._process = self._process, None
         if process is not None and process.returncode is None:
-            process.send_signal(number)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, number)  # `send_signal` may reap it before asyncio does
             async with asyncio.timeout(START_SECONDS):
                 await process.communicate()
 

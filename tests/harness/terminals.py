@@ -64,7 +64,8 @@ class TerminalProcess:
     async def _end(self, number: signal.Signals) -> None:
         process, self._process = self._process, None
         if process is not None and process.returncode is None:
-            process.send_signal(number)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, number)  # `send_signal` may reap it before asyncio does
             async with asyncio.timeout(STOP_SECONDS):
                 await process.wait()
 
