@@ -1,0 +1,503 @@
+"""What survives at the hub, against a real database: deadlines, other tries, consent, joining, superseding, undo."""
+
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from hub.app import Hub
+from hub.reaper import Reaper
+from hub.records import Owed, Published, Terminal
+from hub.store import Store
+from hub.syncs import Accepted
+from protocol import life
+from protocol.errors import UnknownNameError, UsageError
+from protocol.life import State
+from protocol.messages import State as Report
+from protocol.messages import Sync, TargetRow, Undo
+from tests.hub.rooms import add_account, add_terminal, open_rooms, publish, say_inventory
+
+DAY = life.DAY
+
+
+async def ask(
+    hub: Hub, terminal: Terminal, key: str, *targets: Terminal, program: str = "hello", version: str = ""
+) -> Accepted:
+    names = tuple(target.terminal_id for target in targets or (terminal,))
+    return await hub.syncs.accept(
+        terminal, Sync(id=1, request_key=key, program=program, targets=names, version=version)
+    )
+
+
+async def undo(hub: Hub, terminal: Terminal, sync: str, *targets: Terminal, key: str = "undo") -> Accepted:
+    names = tuple(target.terminal_id for target in targets)
+    return await hub.syncs.undo(terminal, Undo(id=1, request_key=key, sync=sync, targets=names))
+
+
+async def claim(hub: Hub, terminal: Terminal) -> Owed | None:
+    return await hub.deliveries.claim(terminal.terminal_id, terminal.connection)
+
+
+async def claimed(hub: Hub, terminal: Terminal) -> Owed:
+    owed = await claim(hub, terminal)
+    assert owed is not None
+    return owed
+
+
+async def say(hub: Hub, terminal: Terminal, delivery: str, *states: str, **fields: float | str) -> str:
+    answer = ""
+    for state in states:
+        said = Report(delivery=delivery, state=state, **fields)  # type: ignore[arg-type]
+        answer = await hub.deliveries.report(terminal.terminal_id, terminal.connection, said)
+    return answer
+
+
+async def row_of(hub: Hub, terminal: Terminal, accepted: Accepted) -> TargetRow:
+    [row] = await hub.syncs.targets(terminal, accepted.sync)
+    return row
+
+
+async def install(hub: Hub, terminal: Terminal, published: Published, key: str) -> Accepted:
+    """Bring one installer to its end on the terminal that asks for it, its inventory included."""
+    accepted = await ask(hub, terminal, key, version=published.version)
+    owed = await claimed(hub, terminal)
+    await say(hub, terminal, owed.delivery, "downloading", "verifying", "installing", "done")
+    await say_inventory(hub, terminal, published, first=False)
+    return accepted
+
+
+async def pass_time(hub: Hub, seconds: float) -> None:
+    hub.clock.start(hub.clock.now() + seconds)
+    await Reaper(hub.deliveries, hub.pokes, hub.presence).look()
+
+
+# --- deadlines ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("states", "seconds", "ends_as", "reason"),
+    [
+        ((), 30 * DAY, "expired", "too-old"),
+        (("asking",), 7 * DAY, "expired", "nobody-answered"),
+        (("verifying", "installing"), 2 * DAY, "failed", "outcome-unknown"),
+        (("downloading",), 30 * DAY, "expired", "too-old"),
+    ],
+)
+async def test_a_delivery_that_does_not_go_on_ends_at_its_deadline_and_not_before(
+    states: tuple[str, ...], seconds: float, ends_as: str, reason: str, tmp_path: Path
+) -> None:
+    async with open_rooms(tmp_path) as hub:
+        asks = await add_terminal(hub, await add_account(hub))
+        await publish(hub, tmp_path)
+        accepted = await ask(hub, asks, "k")
+        if states:
+            await say(hub, asks, (await claimed(hub, asks)).delivery, *states)
+        await pass_time(hub, seconds - 60)
+        assert (await row_of(hub, asks, accepted)).state == (states[-1] if states else "queued")
+        await pass_time(hub, 61)
+        row = await row_of(hub, asks, accepted)
+        assert (row.state, row.reason) == (ends_as, reason)
+        assert row.detail
+        assert (await hub.syncs.changes(asks.terminal_id, 0)).ended
+
+
+async def test_a_delivery_as_a_whole_has_its_days_however_often_it_is_tried(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path, delivery_seconds=1_000.0) as hub:
+        asks = await add_terminal(hub, await add_account(hub))
+        await publish(hub, tmp_path)
+        accepted = await ask(hub, asks, "k")
+        await pass_time(hub, 900)
+        await say(hub, asks, (await claimed(hub, asks)).delivery, "postponed", seconds=800.0)
+        await pass_time(hub, 99)
+        assert (await row_of(hub, asks, accepted)).state == "postponed"
+        await pass_time(hub, 2)
+        assert (await row_of(hub, asks, accepted)).state == "expired"
+
+
+async def test_time_the_hub_was_down_does_not_count_and_what_it_ran_does(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        asks = await add_terminal(hub, await add_account(hub))
+        await publish(hub, tmp_path)
+        await ask(hub, asks, "k")
+        hub.clock.start(5_000.0)
+        await hub.deliveries.keep_clock()
+    async with open_rooms(tmp_path) as hub:
+        assert 5_000.0 <= hub.clock.now() < 5_060.0
+
+
+async def test_hub_time_never_goes_back_on_disk(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        hub.clock.start(5_000.0)
+        await hub.deliveries.keep_clock()
+        hub.clock.start(10.0)
+        await hub.deliveries.keep_clock()
+    async with open_rooms(tmp_path) as hub:
+        assert hub.clock.now() >= 5_000.0
+
+
+# --- another try --------------------------------------------------------------------------------------------------
+
+
+async def test_a_cause_that_may_pass_is_tried_again_later_each_time_and_not_for_ever(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        asks = await add_terminal(hub, await add_account(hub))
+        await publish(hub, tmp_path)
+        accepted = await ask(hub, asks, "k")
+        for attempt, seconds in enumerate(life.RETRY_SECONDS, start=1):
+            owed = await claimed(hub, asks)
+            assert owed.attempt == attempt
+            said = await say(hub, asks, owed.delivery, "failed", reason="no-space", detail="Full.", attempt=attempt)
+            assert said == "noted"
+            row = await row_of(hub, asks, accepted)
+            assert (row.state, row.reason) == ("queued", "no-space")
+            assert f"Try {attempt + 1} of 5" in row.detail
+            await pass_time(hub, seconds - 5)
+            assert await claim(hub, asks) is None
+            await pass_time(hub, 6)
+        owed = await claimed(hub, asks)
+        await say(hub, asks, owed.delivery, "failed", reason="no-space", detail="Full.", attempt=owed.attempt)
+        row = await row_of(hub, asks, accepted)
+        assert (row.state, row.reason, row.detail) == ("failed", "no-space", "Full.")
+
+
+async def test_a_cause_that_stays_ends_the_delivery_at_once(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        asks = await add_terminal(hub, await add_account(hub))
+        await publish(hub, tmp_path)
+        accepted = await ask(hub, asks, "k")
+        await say(hub, asks, (await claimed(hub, asks)).delivery, "failed", reason="maintainer-scripts")
+        assert (await row_of(hub, asks, accepted)).state == "failed"
+
+
+async def test_a_report_of_a_failure_that_comes_twice_counts_once(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        asks = await add_terminal(hub, await add_account(hub))
+        await publish(hub, tmp_path)
+        accepted = await ask(hub, asks, "k")
+        delivery = (await claimed(hub, asks)).delivery
+        for answer in ("noted", "refused"):
+            assert await say(hub, asks, delivery, "failed", reason="no-space", attempt=1) == answer
+        assert "Try 2 of 5" in (await row_of(hub, asks, accepted)).detail
+
+
+async def test_a_reason_to_wait_outlasts_a_reconnect(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        asks = await add_terminal(hub, await add_account(hub))
+        await publish(hub, tmp_path)
+        accepted = await ask(hub, asks, "k")
+        await say(hub, asks, (await claimed(hub, asks)).delivery, "failed", reason="no-space")
+        await hub.deliveries.terminal_left(asks.terminal_id, asks.connection)
+        await say_inventory(hub, asks)
+        assert (await row_of(hub, asks, accepted)).reason == "no-space"
+        assert await claim(hub, asks) is None
+
+
+# --- installing ---------------------------------------------------------------------------------------------------
+
+
+async def test_nothing_is_installed_once_it_is_cancelled_and_nothing_is_cancelled_once_it_installs(
+    tmp_path: Path,
+) -> None:
+    async with open_rooms(tmp_path) as hub:
+        asks = await add_terminal(hub, await add_account(hub))
+        await publish(hub, tmp_path)
+        for number, (first, second) in enumerate((("cancel", "install"), ("install", "cancel"))):
+            accepted = await ask(hub, asks, str(number))
+            delivery = (await claimed(hub, asks)).delivery
+            await say(hub, asks, delivery, "verifying")
+            answers = {}
+            for step in (first, second):
+                if step == "cancel":
+                    answers[step] = await hub.syncs.cancel(asks, accepted.sync) == (1, 0)
+                else:
+                    answers[step] = await say(hub, asks, delivery, "installing") == "noted"
+            assert answers == {first: True, second: False}
+            await say(hub, asks, delivery, "done")
+
+
+async def test_an_installation_that_was_never_run_is_queued_again_when_its_terminal_says_so(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        asks = await add_terminal(hub, await add_account(hub))
+        await publish(hub, tmp_path)
+        accepted = await ask(hub, asks, "k")
+        delivery = (await claimed(hub, asks)).delivery
+        await say(hub, asks, delivery, "verifying", "installing")
+        await say_inventory(hub, asks, installing=(delivery,), first=False)
+        assert (await row_of(hub, asks, accepted)).state == "installing"
+        assert await claim(hub, asks) is None
+        await say_inventory(hub, asks)
+        assert (await row_of(hub, asks, accepted)).state == "queued"
+        assert (await claimed(hub, asks)).delivery == delivery
+
+
+async def test_a_hung_installation_blocks_nothing_but_its_own_program(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        asks = await add_terminal(hub, await add_account(hub))
+        await publish(hub, tmp_path)
+        await publish(hub, tmp_path, "2.0")
+        await publish(hub, tmp_path, program="other")
+        await ask(hub, asks, "1", version="1.0")
+        hung = (await claimed(hub, asks)).delivery
+        await say(hub, asks, hung, "verifying", "installing")
+        newer = await ask(hub, asks, "2")
+        other = await ask(hub, asks, "3", program="other")
+        assert (await claimed(hub, asks)).delivery == other.targets[0].delivery
+        await say(hub, asks, other.targets[0].delivery, "failed")
+        assert await claim(hub, asks) is None
+        await say(hub, asks, hung, "failed")
+        assert (await claimed(hub, asks)).delivery == newer.targets[0].delivery
+
+
+# --- consent ------------------------------------------------------------------------------------------------------
+
+
+async def test_what_a_person_agreed_to_is_offered_again_and_what_was_declined_ends(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        asks = await add_terminal(hub, await add_account(hub))
+        await publish(hub, tmp_path)
+        accepted = await ask(hub, asks, "k")
+        delivery = (await claimed(hub, asks)).delivery
+        assert await say(hub, asks, delivery, "asking") == "noted"
+        assert await claim(hub, asks) is None
+        assert await say(hub, asks, delivery, "queued", reason="accepted") == "noted"
+        assert (await claimed(hub, asks)).delivery == delivery
+        await say(hub, asks, delivery, "asking")
+        await say(hub, asks, delivery, "declined", reason="by-person")
+        assert (await row_of(hub, asks, accepted)).state == "declined"
+
+
+async def test_what_is_put_off_is_offered_again_when_its_time_has_come(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        asks = await add_terminal(hub, await add_account(hub))
+        await publish(hub, tmp_path)
+        accepted = await ask(hub, asks, "k")
+        delivery = (await claimed(hub, asks)).delivery
+        await say(hub, asks, delivery, "postponed", seconds=3_600.0)
+        await pass_time(hub, 3_590)
+        assert (await row_of(hub, asks, accepted)).state == "postponed"
+        await say(hub, asks, delivery, "postponed", seconds=3_600.0)
+        await pass_time(hub, 3_590)
+        assert await claim(hub, asks) is None
+        await pass_time(hub, 11)
+        assert (await claimed(hub, asks)).delivery == delivery
+
+
+async def test_what_waits_for_a_person_is_offered_again_at_each_login(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        asks = await add_terminal(hub, await add_account(hub))
+        await publish(hub, tmp_path)
+        accepted = await ask(hub, asks, "k")
+        delivery = (await claimed(hub, asks)).delivery
+        await say(hub, asks, delivery, "asking")
+        await say_inventory(hub, asks, first=False)
+        assert (await row_of(hub, asks, accepted)).state == "asking"
+        await say_inventory(hub, asks)
+        assert (await claimed(hub, asks)).delivery == delivery
+
+
+async def test_who_asks_about_held_deliveries_is_told_which_are_gone(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        asks = await add_terminal(hub, await add_account(hub))
+        await publish(hub, tmp_path)
+        accepted = await ask(hub, asks, "k")
+        delivery = (await claimed(hub, asks)).delivery
+        await say(hub, asks, delivery, "asking")
+        assert await hub.deliveries.gone_of((delivery, "d-none"), asks.terminal_id) == ("d-none",)
+        await hub.syncs.cancel(asks, accepted.sync)
+        assert await hub.deliveries.gone_of((delivery,), asks.terminal_id) == (delivery,)
+
+
+async def test_in_quiet_hours_nothing_is_offered_and_what_is_there_already_ends_all_the_same(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path, quiet_hours="00:00-23:59") as hub:
+        if hub.deliveries.quiet_seconds() == 0:
+            pytest.skip("it is 23:59 on this machine, the one minute of the day that is not quiet here")
+        asks = await add_terminal(hub, await add_account(hub))
+        published = await publish(hub, tmp_path)
+        accepted = await ask(hub, asks, "k")
+        assert await claim(hub, asks) is None
+        assert (await row_of(hub, asks, accepted)).reason == "quiet-hours"
+        await say_inventory(hub, asks, published)
+        assert await claim(hub, asks) is None
+        assert (await row_of(hub, asks, accepted)).state == "same"
+
+
+# --- joining ------------------------------------------------------------------------------------------------------
+
+
+async def test_the_same_object_asked_for_twice_is_sent_once_and_both_end_with_it(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        account = await add_account(hub)
+        asks, other = await add_terminal(hub, account, "A"), await add_terminal(hub, account, "B")
+        await publish(hub, tmp_path)
+        first = await ask(hub, asks, "first")
+        delivery = (await claimed(hub, asks)).delivery
+        await say(hub, asks, delivery, "downloading")
+        second = await ask(hub, other, "second", asks)
+        assert second.targets[0].state == "downloading"
+        for state in ("verifying", "installing", "done"):
+            await say(hub, asks, delivery, state)
+            assert (await row_of(hub, asks, first)).state == (await row_of(hub, asks, second)).state == state
+        assert await claim(hub, asks) is None
+        for initiator in (asks, other):
+            assert [ended.outcome for ended in (await hub.syncs.changes(initiator.terminal_id, 0)).ended] == ["done"]
+
+
+async def test_who_cancels_ends_only_their_own_sync_and_the_next_in_line_goes_on(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        asks = await add_terminal(hub, await add_account(hub))
+        await publish(hub, tmp_path)
+        first, second, third = [await ask(hub, asks, key) for key in "123"]
+        delivery = (await claimed(hub, asks)).delivery
+        await say(hub, asks, delivery, "downloading")
+        assert await hub.syncs.cancel(asks, first.sync) == (1, 0)
+        assert (await row_of(hub, asks, first)).state == "cancelled"
+        again = await claimed(hub, asks)
+        assert again.delivery == second.targets[0].delivery
+        assert (await row_of(hub, asks, third)).state == "offered"
+        await say(hub, asks, again.delivery, "verifying", "installing", "done")
+        assert (await row_of(hub, asks, second)).state == (await row_of(hub, asks, third)).state == "done"
+
+
+async def test_a_follower_can_be_cancelled_by_itself(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        asks = await add_terminal(hub, await add_account(hub))
+        await publish(hub, tmp_path)
+        first, second = [await ask(hub, asks, key) for key in "12"]
+        await hub.syncs.cancel(asks, second.sync)
+        delivery = (await claimed(hub, asks)).delivery
+        await say(hub, asks, delivery, "verifying", "installing", "done")
+        assert [(await row_of(hub, asks, one)).state for one in (first, second)] == ["done", "cancelled"]
+
+
+async def test_a_newer_version_supersedes_a_delivery_and_all_that_follow_it(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        asks = await add_terminal(hub, await add_account(hub))
+        await publish(hub, tmp_path)
+        await publish(hub, tmp_path, "2.0")
+        older = [await ask(hub, asks, key, version="1.0") for key in "12"]
+        newer = await ask(hub, asks, "3")
+        assert [(await row_of(hub, asks, one)).state for one in (*older, newer)] == [
+            "superseded",
+            "superseded",
+            "queued",
+        ]
+        assert (await claimed(hub, asks)).delivery == newer.targets[0].delivery
+
+
+async def test_what_follows_survives_a_restart_with_what_it_follows(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        asks = await add_terminal(hub, await add_account(hub))
+        await publish(hub, tmp_path)
+        both = [await ask(hub, asks, key) for key in "12"]
+        await say(hub, asks, (await claimed(hub, asks)).delivery, "downloading")
+    async with open_rooms(tmp_path) as hub:
+        assert [(await row_of(hub, asks, one)).state for one in both] == ["queued", "queued"]
+        await say(hub, asks, (await claimed(hub, asks)).delivery, "verifying", "installing", "done")
+        assert [(await row_of(hub, asks, one)).state for one in both] == ["done", "done"]
+
+
+# --- undo ---------------------------------------------------------------------------------------------------------
+
+
+async def test_undo_brings_the_version_before_back_as_an_ordinary_delivery(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        asks = await add_terminal(hub, await add_account(hub))
+        older, newer = await publish(hub, tmp_path), await publish(hub, tmp_path, "2.0")
+        await install(hub, asks, older, "1")
+        sync = await install(hub, asks, newer, "2")
+        undone = await undo(hub, asks, sync.sync)
+        assert await undo(hub, asks, sync.sync) == undone, "the same request key is the same sync"
+        assert [(row.state, row.version) for row in undone.targets] == [("queued", "1.0")]
+        owed = await claimed(hub, asks)
+        assert owed.digest.hex() == older.digest
+        await say(hub, asks, owed.delivery, "verifying", "installing", "done")
+        await say_inventory(hub, asks, older, first=False)
+        newest = (await hub.syncs.history(asks, ""))[0][0]
+        assert (newest.sync, newest.undoes, newest.outcome) == (undone.sync, sync.sync, "done")
+        again = await undo(hub, asks, undone.sync, key="redo")
+        assert [(row.state, row.version) for row in again.targets] == [("queued", "2.0")]
+
+
+async def test_undo_says_why_a_target_stays_as_it_is(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        account = await add_account(hub)
+        asks, offline = await add_terminal(hub, account, "A"), await add_terminal(hub, account, "B")
+        older, newer = await publish(hub, tmp_path), await publish(hub, tmp_path, "2.0")
+        first = await install(hub, asks, older, "1")
+        assert [row.reason for row in (await undo(hub, asks, first.sync, key="a")).targets] == ["nothing-before"]
+        second = await ask(hub, asks, "2", asks, offline)
+        with pytest.raises(UsageError, match="put nothing on any device") as caught:
+            await undo(hub, asks, second.sync, key="b")
+        assert caught.value.code == "nothing-to-undo"
+        owed = await claimed(hub, asks)
+        await say(hub, asks, owed.delivery, "verifying", "installing", "done")
+        await say_inventory(hub, asks, older, first=False)
+        both = await undo(hub, asks, second.sync, asks, offline, key="c")
+        assert {row.name: row.reason for row in both.targets} == {"A": "installed", "B": "nothing-to-undo"}
+        await say_inventory(hub, asks, first=False)
+        assert [row.reason for row in (await undo(hub, asks, second.sync, asks, key="d")).targets] == ["changed-since"]
+        assert newer.version == "2.0"
+
+
+async def test_undo_is_of_ones_own_account_and_of_targets_there_were(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        ada = await add_terminal(hub, await add_account(hub, "ada"))
+        eve = await add_terminal(hub, await add_account(hub, "eve"))
+        sync = await install(hub, ada, await publish(hub, tmp_path), "1")
+        with pytest.raises(UnknownNameError, match="no sync"):
+            await undo(hub, eve, sync.sync)
+        with pytest.raises(UnknownNameError, match="no target"):
+            await undo(hub, ada, sync.sync, eve)
+
+
+# --- a database of an older hub -----------------------------------------------------------------------------------
+
+
+def columns(path: Path) -> dict[str, list[tuple[object, ...]]]:
+    database = sqlite3.connect(path)
+    try:
+        tables = [
+            name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'index')")
+        ]
+        return {name: sorted(row[1:] for row in database.execute(f"PRAGMA table_xinfo({name})")) for name in tables}
+    finally:
+        database.close()
+
+
+async def test_a_database_of_version_1_becomes_what_a_new_one_is_and_keeps_what_is_owed(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        asks = await add_terminal(hub, await add_account(hub))
+        await publish(hub, tmp_path)
+        accepted = await ask(hub, asks, "k")
+    new = tmp_path / "hub" / "hub.db"
+    old = tmp_path / "old.db"
+    source, target = sqlite3.connect(new), sqlite3.connect(old)
+    target.executescript((Path(__file__).parent / "schema_1.sql").read_text())
+    for (table,) in target.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+        names = [row[1] for row in target.execute(f"PRAGMA table_info({table})")]
+        rows = source.execute(f"SELECT {', '.join(names)} FROM {table}").fetchall()
+        target.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(names))})", rows)
+    target.execute("PRAGMA user_version = 1")
+    target.commit()
+    source.close()
+    target.close()
+    expected = columns(new)
+    await (await Store.open(old)).close()
+    assert {name: [column[:2] for column in rows] for name, rows in columns(old).items()} == {
+        name: [column[:2] for column in rows] for name, rows in expected.items()
+    }
+    shutil.copy(old, new)
+    for beside in ("-wal", "-shm"):
+        Path(f"{new}{beside}").unlink(missing_ok=True)
+    async with open_rooms(tmp_path) as hub:
+        await pass_time(hub, 1.0)
+        assert (await row_of(hub, asks, accepted)).state == "queued"
+        assert (await claimed(hub, asks)).delivery == accepted.targets[0].delivery
+
+
+def test_every_state_that_is_not_final_has_a_deadline_a_reason_and_words() -> None:
+    assert set(life.DEADLINES) == set(State) - life.FINAL
+    for state, deadline in life.DEADLINES.items():
+        assert deadline.reason and deadline.detail
+        assert life.may_move(state, deadline.then, life.Mover.HUB)
