@@ -52,7 +52,13 @@ class Hub:
             store, self.pokes, self.clock, is_receiving, quiet=quiet_hours(settings.quiet_hours)
         )
         self.syncs = Syncs(
-            store, self.pokes, self.deliveries, self.clock, is_receiving, delivery_seconds=settings.delivery_seconds
+            store,
+            self.pokes,
+            self.deliveries,
+            self.clock,
+            is_receiving,
+            check_room=self.objects.check_room_for_rows,
+            delivery_seconds=settings.delivery_seconds,
         )
 
 

@@ -46,7 +46,10 @@ class Accepted(Struct, frozen=True):
 
 
 class Syncs:
-    """The syncs of one hub. A delivery is given up `delivery_seconds` of hub time after it was asked for."""
+    """The syncs of one hub. A delivery is given up `delivery_seconds` of hub time after it was asked for.
+
+    `check_room` raises RefusedError when the disk has no room for what would have to be kept.
+    """
 
     def __init__(
         self,
@@ -56,6 +59,7 @@ class Syncs:
         clock: HubClock,
         is_receiving: Callable[[str], bool],
         *,
+        check_room: Callable[[], None],
         delivery_seconds: float,
     ) -> None:
         self._store = store
@@ -63,6 +67,7 @@ class Syncs:
         self._deliveries = deliveries
         self._clock = clock
         self._is_receiving = is_receiving
+        self._check_room = check_room
         self._delivery_seconds = delivery_seconds
 
     async def programs(self, terminal: Terminal, request: Programs) -> tuple[list[ProgramRow], bool]:
@@ -98,12 +103,14 @@ class Syncs:
     async def accept(self, terminal: Terminal, request: Sync) -> Accepted:
         """Commit a sync and its deliveries, and poke the targets. The same request key is the same sync.
 
-        Raises UnknownNameError for an unknown program or target, UsageError when there is no target.
+        Raises UnknownNameError for an unknown program or target, UsageError when there is no target, RefusedError when
+        the hub's disk is nearly full.
         """
 
         async def body(transaction: Transaction) -> Accepted:
             if known := await _known(transaction, terminal, request.request_key):
                 return known
+            self._check_room()
             targets = await self._resolve(transaction, terminal, request)
             return await self._commit(transaction, terminal, request, request.program, targets)
 
@@ -112,12 +119,14 @@ class Syncs:
     async def undo(self, terminal: Terminal, request: Undo) -> Accepted:
         """Commit a sync that brings back what targets of another had before it. The same request key is the same sync.
 
-        Raises UnknownNameError for an unknown sync or target, UsageError when it has put nothing on any target.
+        Raises UnknownNameError for an unknown sync or target, UsageError when it has put nothing on any target,
+        RefusedError when the hub's disk is nearly full.
         """
 
         async def body(transaction: Transaction) -> Accepted:
             if known := await _known(transaction, terminal, request.request_key):
                 return known
+            self._check_room()
             sync = await _sync_of(transaction, terminal, request.sync)
             rows = _to_undo(await transaction.rows("targets_of_sync", sync_id=request.sync), request)
             targets = [await self._undo_row(transaction, sync["program_id"], row) for row in rows]

@@ -12,7 +12,7 @@ from hub.records import Owed, Published, Terminal
 from hub.store import Store
 from hub.syncs import Accepted
 from protocol import life
-from protocol.errors import UnknownNameError, UsageError
+from protocol.errors import RefusedError, UnknownNameError, UsageError
 from protocol.life import State
 from protocol.messages import State as Report
 from protocol.messages import Sync, TargetRow, Undo
@@ -449,6 +449,24 @@ async def test_undo_is_of_ones_own_account_and_of_targets_there_were(tmp_path: P
             await undo(hub, eve, sync.sync)
         with pytest.raises(UnknownNameError, match="no target"):
             await undo(hub, ada, sync.sync, eve)
+
+
+# --- a full disk --------------------------------------------------------------------------------------------------
+
+
+async def test_a_nearly_full_disk_refuses_a_new_request_in_words_and_still_knows_an_older_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_rooms(tmp_path, disk_reserve_bytes=2**30) as hub:
+        asks = await add_terminal(hub, await add_account(hub))
+        await publish(hub, tmp_path)
+        accepted = await ask(hub, asks, "before")
+        usage = shutil.disk_usage(tmp_path)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
+        with pytest.raises(RefusedError, match="1000000 bytes free") as caught:
+            await ask(hub, asks, "after")
+        assert caught.value.code == "disk-full"
+        assert await ask(hub, asks, "before") == accepted
 
 
 # --- a database of an older hub -----------------------------------------------------------------------------------
