@@ -14,7 +14,6 @@ from tests.chaos.kills import Kind, Moment, Tally, chaos
 from tests.chaos.outcome import Options, Outcome
 from tests.chaos.world import Faults, World
 
-
 MOST_KILLS: Final = 12  # a control ends with the first damage seen
 
 

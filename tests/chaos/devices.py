@@ -6,6 +6,7 @@ asking Lockstep.
 """
 
 import hashlib
+import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -34,6 +35,8 @@ sleep "$2"
 """
 _CHECK: Final = """readlink "$1/current" || exit 1
 """
+
+MOST_CUT_BYTES: Final = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +144,24 @@ class Device:
             asked_at=now,
         )
         return self.job
+
+    def damage(self, chance: random.Random) -> bool:
+        """Flip a bit of the partial file while no process has it, or cut its end off; return whether there was one."""
+        partial = [file for file in self.state.downloads.iterdir() if file.stat().st_size > 0]
+        if not partial:
+            return False
+        newest = max(partial, key=lambda file: file.stat().st_mtime)
+        size_bytes = newest.stat().st_size
+        with newest.open("r+b") as file:
+            if chance.random() < 0.5:
+                file.truncate(max(0, size_bytes - chance.randint(1, MOST_CUT_BYTES)))
+            else:
+                place = chance.randrange(size_bytes)
+                file.seek(place)
+                byte = file.read(1)[0]
+                file.seek(place)
+                file.write(bytes([byte ^ 1 << chance.randrange(8)]))
+        return True
 
     def carried_bytes(self) -> int:
         """What has come over the link since the sync was asked for."""

@@ -37,6 +37,8 @@ ACCEPTED_WITHIN_SECONDS: Final = 0.05
 INSTALLING_WITHIN_SECONDS: Final = 0.3
 EARLY_SHARE: Final = 0.05  # of the hub's starts that are killed as well, before it listens; not counted as kills
 EARLY_WITHIN_SECONDS: Final = 0.8
+DAMAGE_SHARE: Final = 0.25  # of the terminal's kills after which its partial file is damaged
+CUT_SHARE: Final = 0.1  # of the kills that come with a link cut
 WATCH_EVERY_SECONDS: Final = 0.005
 LAST_PART: Final = 0.95  # of what is still to come, so that the kill meets the object before it is whole
 
@@ -48,6 +50,8 @@ class Tally:
     goal: int
     kills: int = 0
     mid_transfer: int = 0
+    damaged: int = 0
+    cuts: int = 0
 
 
 class Killer:
@@ -71,11 +75,16 @@ class Killer:
         await self._kill(kind, device)
 
     async def _kill(self, kind: Kind, device: Device) -> None:
+        if self._chance.random() < CUT_SHARE:
+            self._chance.choice(self._world.devices).proxy.cut()
+            self._tally.cuts += 1
         with_installers = self._chance.random() < 0.5
         if kind != "terminal":
             self._world.hub.kill_now()
         if kind != "hub":
             await device.process.kill(with_installers=with_installers)
+            if self._chance.random() < DAMAGE_SHARE:
+                self._tally.damaged += device.damage(self._chance)
             await device.process.start()
         if kind != "terminal":
             await self._world.hub.kill()
@@ -169,6 +178,7 @@ async def chaos(
             stop.set()
             await asyncio.gather(*syncing)
         world.note_deaths()
+        await world.audit()
     return world
 
 
@@ -176,7 +186,7 @@ def _say(tally: Tally, world: World) -> None:
     ledger = world.ledger
     print(
         f"kills: {tally.kills} of {tally.goal}, {tally.mid_transfer} mid-transfer; {world.folder.name}: "
-        f"{len(ledger.accepted)} accepted, {ledger.ended} ended well, {ledger.resumes} resumes, "
+        f"{len(ledger.accepted)} accepted, {len(ledger.ended)} ended well, {ledger.resumes} resumes, "
         f"{len(ledger.lost)} lost, {len(world.doubled())} doubled, {len(ledger.wrong)} wrong",
         flush=True,
     )
@@ -216,12 +226,13 @@ def outcome_of(worlds: list[World], tally: Tally, *, least_mid_transfer: float =
     resumes = sum(ledger.resumes for ledger in ledgers)
     twice_bytes = sum(ledger.twice_bytes for ledger in ledgers)
     largest = max(ledger.largest_twice_bytes for ledger in ledgers)
-    accepted, ended = sum(len(ledger.accepted) for ledger in ledgers), sum(ledger.ended for ledger in ledgers)
+    accepted, ended = sum(len(ledger.accepted) for ledger in ledgers), sum(len(ledger.ended) for ledger in ledgers)
     return Outcome(
         passed=not (lost or doubled or wrong or over or died)
         and tally.kills == tally.goal
         and tally.mid_transfer >= least_mid_transfer * tally.kills,
-        line=f"{tally.kills} kills, {tally.mid_transfer} mid-transfer; {accepted} syncs accepted, {ended} ended well, "
+        line=f"{tally.kills} kills, {tally.mid_transfer} mid-transfer, {tally.cuts} links cut, {tally.damaged} partial "
+        f"files damaged; {accepted} syncs accepted, {ended} ended well, "
         f"{len(lost)} lost, {len(doubled)} doubled, {len(wrong)} wrong; {resumes} resumes, per resume "
         f"{twice_bytes / max(resumes, 1) / 1024:.0f} KiB sent beyond the object (largest {largest / 1024:.0f} KiB), "
         f"{len(over)} over one window; {len(died)} processes died by themselves",

@@ -62,7 +62,7 @@ def no_marker() -> None:
     """Keep nothing on the disk before an installation begins."""
     from terminal.state import StateFolder
 
-    replace(StateFolder, "mark_installing", lambda self, offer: None)
+    replace(StateFolder, "put_mark", lambda self, mark: None)
 
 
 def flip_bits() -> None:

@@ -15,6 +15,7 @@ from typing import Final, TypeVar
 
 from protocol import life, limits
 from protocol.errors import BadDataError, LockstepError, UnavailableError
+from protocol.messages import TargetRow
 from terminal.client import Client, enrol, open_client
 from terminal.place import local_device
 from terminal.state import StateFolder
@@ -53,7 +54,7 @@ class Ledger:
     """What was seen from outside: syncs accepted and ended, resumes, and every breach in words."""
 
     accepted: list[str] = field(default_factory=list)
-    ended: int = 0
+    ended: list[str] = field(default_factory=list)  # well, as the initiator was told
     resumes: int = 0
     twice_bytes: int = 0
     largest_twice_bytes: int = 0  # of one resume
@@ -194,20 +195,25 @@ class World:
         """Wait for the end of an accepted sync; raises TimeoutError when it hangs, UnknownNameError when it is gone."""
         async with asyncio.timeout(LOST_AFTER_SECONDS):
             while True:
-                (row,) = await self._initiator.ask(lambda client: client.sync_result(job.sync))
+                row = await self._row(job.sync)
                 if row.state in life.FINAL:
                     break
                 await asyncio.sleep(LOOK_EVERY_SECONDS)
         if row.state not in life.GOOD:
             self.ledger.lost.append(f"{device.name}: sync {job.sync} ended {row.state}: {row.reason}: {row.detail}")
             return
-        self.ledger.ended += 1
+        self.ledger.ended.append(job.sync)
         there = await asyncio.to_thread(device.place.digest)
         if there != job.installer.digest:
             self.ledger.wrong.append(
                 f"{device.name}: sync {job.sync} is {row.state} with {job.installer.digest}, the file is {there or '-'}"
             )
         self._count_bytes(device, job)
+
+    async def _row(self, sync: str) -> TargetRow:
+        """Return how the one target of a sync stands, as its initiator is told. Raises UnknownNameError."""
+        (row,) = await self._initiator.ask(lambda client: client.sync_result(sync))
+        return row
 
     def _count_bytes(self, device: Device, job: Job) -> None:
         """Count what the link carried beyond the object: sent twice, a login's chatter and the manifest among it."""
@@ -262,6 +268,19 @@ class World:
         self.ledger.died.extend(
             f"{device.name}; see {device.process.log}" for device in self.devices if device.process.has_ended
         )
+
+    async def audit(self) -> None:
+        """Kill the hub once more and ask for every sync that ended well: it has to say the same again."""
+        await self.hub.kill()
+        await self.start_hub()
+        for sync in self.ledger.ended:
+            try:
+                row = await self._row(sync)
+            except (LockstepError, TimeoutError) as error:
+                self.ledger.lost.append(f"sync {sync} had ended well, and now: {error}")
+            else:
+                if row.state not in life.GOOD:
+                    self.ledger.wrong.append(f"sync {sync} had ended well, and now it is {row.state}")
 
     def doubled(self) -> list[str]:
         """Return every installation that ran again although it was in place."""
