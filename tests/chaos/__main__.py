@@ -20,6 +20,7 @@ from tests.chaos.outcome import Options, Outcome
 PARTS: Final[dict[str, str]] = {
     "controls": "tests.chaos.controls",
     "kills": "tests.chaos.kills",
+    "powercut": "tests.chaos.powercut",
 }
 
 
