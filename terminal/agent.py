@@ -12,15 +12,17 @@ from msgspec import structs
 from protocol import limits, messages
 from protocol.device import DeviceInfo, InstallerKind
 from protocol.errors import BadFileError, LockstepError, RefusedError, UnavailableError, UsageError
-from protocol.messages import AnyMessage, Request
+from protocol.messages import AnyMessage, Decide, Request
+from terminal import inbox
 from terminal.connection import Connection, address_of, connected, login_of
 from terminal.dialling import show_url
 from terminal.installers import Runner
+from terminal.installing import Installations, OnEvent
 from terminal.localsocket import LocalSocket
-from terminal.receiving import OnEvent, settle_interrupted
 from terminal.state import StateFolder
 
 STEADY_SECONDS: Final = 60.0
+INSTALLATION_SECONDS: Final = 10.0  # what runs is waited for so long when the agent is stopped
 
 
 async def run_agent(
@@ -33,9 +35,13 @@ async def run_agent(
     insecure_lan: bool = False,
     ca_file: Path | None = None,
 ) -> str:
-    """Be the terminal of `folder` until `stop` is set; return "stopped".
+    """Be the terminal of `folder` until `stop` is set; return "stopped", or "still-installing".
 
-    `on_event(kind, sentence)` tells what happens; kinds are "connected", "reconnecting" and "delivery". Raises
+    An installation that runs then is waited for, 10 s at most; one that still runs is the caller's to leave running
+    (end the process at once: the next start finds out how it ended) or to cancel with its task.
+
+    `on_event(kind, sentence)` tells what happens; kinds are "connected", "reconnecting", "delivery", "asking" and
+    "withdrawn". Raises
     RefusedError when the hub will not have this terminal (`replaced`, `hub-key-changed`, ...) or another process holds
     the folder, NotLoggedInError before the first login, UsageError and BadFileError. A lost connection is made again.
     """
@@ -43,24 +49,11 @@ async def run_agent(
         agent = Agent(folder, device, runners, on_event)
         agent.use(insecure_lan=insecure_lan, ca_file=ca_file)
         async with agent.local.serve():
-            if await _settled(folder, runners, stop):
+            try:
                 await agent.keep_connected(stop)
-    return "stopped"
-
-
-async def _settled(folder: StateFolder, runners: Mapping[InstallerKind, Runner], stop: asyncio.Event) -> bool:
-    """Settle what a crash interrupted, which may wait minutes for an installer that still runs; False when stopped."""
-    settling = asyncio.create_task(settle_interrupted(folder, runners))
-    stopped = asyncio.create_task(stop.wait())
-    try:
-        await asyncio.wait((settling, stopped), return_when=asyncio.FIRST_COMPLETED)
-        if settling.done():
-            settling.result()
-        return settling.done()
-    finally:
-        for task in (settling, stopped):
-            task.cancel()
-        await asyncio.wait((settling, stopped))
+            finally:
+                all_ended = await agent.installations.wait(INSTALLATION_SECONDS)
+    return "stopped" if all_ended else "still-installing"
 
 
 class Agent:
@@ -75,11 +68,10 @@ class Agent:
     ) -> None:
         self._folder = folder
         self._device = device
-        self._runners = runners
         self._on_event = on_event
         self._identity = folder.identity()
+        self.installations = Installations(folder, runners, on_event)
         self._connection: Connection | None = None  # while requests can be passed on
-        self._held: Connection | None = None  # until it is closed and its installation has ended
         self._why_away: LockstepError = UnavailableError("This terminal is not connected to its hub yet.")
         self.local = LocalSocket(folder, self._welcome, self._ask)
 
@@ -99,7 +91,9 @@ class Agent:
         delays = back_off()
         while not stop.is_set():
             began_at = loop.time()
+            self.installations.settle()
             error = await self._connect_once(stop)
+            error = self.installations.take_error() or error
             if error is None:
                 return
             if not _may_pass(error):
@@ -114,8 +108,8 @@ class Agent:
         stopped = asyncio.create_task(stop.wait())
         try:
             await asyncio.wait((work, stopped), return_when=asyncio.FIRST_COMPLETED)
-            if stop.is_set():
-                self._let_go(work)
+            if stop.is_set() and self._connection is None:
+                work.cancel()
             await asyncio.wait((work,))
             return None if work.cancelled() else work.result()
         finally:
@@ -123,28 +117,21 @@ class Agent:
                 task.cancel()
             await asyncio.wait((work, stopped))
 
-    def _let_go(self, work: asyncio.Task[LockstepError | None]) -> None:
-        """Make `work` end soon: an installation is not waited for, its mark on the disk tells of it."""
-        if self._held is None:
-            work.cancel()
-        else:
-            self._held.receiving.cancel()
-
     async def _hold(self, stop: asyncio.Event) -> LockstepError | None:
         try:
             address = address_of(self._identity)
             opening = login_of(self._identity, address, self._device, receives=True)
             async with connected(
-                address, opening, self._folder, runners=self._runners, on_event=self._on_event
+                address, opening, self._folder, installations=self.installations, on_event=self._on_event
             ) as connection:
-                self._connection = self._held = connection
+                self._connection = connection
                 await self._until_ended(connection, stop)
                 self._connection = None
                 return None if stop.is_set() else connection.link.error
         except LockstepError as error:
             return error
         finally:
-            self._connection = self._held = None
+            self._connection = None
 
     async def _until_ended(self, connection: Connection, stop: asyncio.Event) -> None:
         connection.link.listen(self.local)
@@ -186,6 +173,14 @@ class Agent:
             message_bytes=limits.MESSAGE_BYTES,
             frame_bytes=limits.FRAME_BYTES,
         )
+
+    def _decide(self, decide: Decide) -> None:
+        said = inbox.decide(self._folder, decide, self._is_under_way)
+        if self._connection is not None:
+            self._connection.decided(said)
+
+    def _is_under_way(self, delivery: str) -> bool:
+        return self._connection is not None and self._connection.is_under_way(delivery)
 
     async def _ask(self, request: Request) -> list[AnyMessage]:
         if self._connection is None:

@@ -178,8 +178,17 @@ async def _run(place: Place) -> int:
     runners = build_runners(folder.path / "programs", device.installer_kinds, settings)
     stop = asyncio.Event()
     with stopped_by_signals(stop):
-        await run_agent(folder, device, runners, on_event=functools.partial(_show_event, place), stop=stop)
+        end = await run_agent(folder, device, runners, on_event=functools.partial(_show_event, place), stop=stop)
+    if end == "still-installing":
+        _leave_running(place)
     return 0
+
+
+def _leave_running(place: Place) -> None:
+    """End at once: any other way out would kill the installer, which holds its lock until it has ended by itself."""
+    _show_event(place, "still-installing", "An installation still runs; the next start finds out how it ends.")
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def _show_event(place: Place, kind: str, sentence: str) -> None:

@@ -6,22 +6,22 @@ actions are performed before the next is taken. Only the socket's writer and ste
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from websockets.exceptions import ConnectionClosed
 
 from protocol import keys, limits, messages
-from protocol.device import DeviceInfo, InstallerKind
+from protocol.device import DeviceInfo
 from protocol.errors import LockstepError, UnavailableError
 from protocol.liveness import Liveness
 from protocol.messages import AnyMessage, Message
-from terminal import session
+from terminal import inbox, session
 from terminal.dialling import Address, HubSocket, dial, parse_address
-from terminal.installers import Runner
+from terminal.installing import Installations, OnEvent
 from terminal.link import Link, error_of
-from terminal.receiving import OnEvent, Receiving
+from terminal.receiving import Receiving
 from terminal.session import Action, Enrolling, Event, LoggingIn, Session
 from terminal.state import Identity, StateFolder
 
@@ -45,13 +45,24 @@ class Connection:
         address: Address,
         opening: Enrolling | LoggingIn,
         folder: StateFolder,
-        runners: Mapping[InstallerKind, Runner],
+        installations: Installations,
         on_event: OnEvent,
     ) -> None:
         self.link = Link(socket, f"the hub at {address.url}", heard=self._heard, ask=self._ask)
         self.link.message_bytes = limits.MESSAGE_BEFORE_LOGIN_BYTES
-        self.receiving = Receiving(folder, runners, self._feed_later, self.link.fail, on_event)
-        self._session = Session(opening, keys.new_nonce(), inventory=folder.inventory(), reports=folder.reports())
+        self.receiving = Receiving(folder, installations, self._feed_later, self.link.fail, on_event)
+        self._session = Session(
+            opening,
+            keys.new_nonce(),
+            inventory=folder.inventory(),
+            reports=folder.reports(),
+            installing=installations.offers,
+            decided=inbox.decided_unheard(folder.inbox()),
+            bytes_per_second=folder.preferences().bytes_per_second,
+        )
+        installations.ended = self._feed_later
+        installations.fail = self.link.fail
+        self._installations = installations
         self._socket = socket
         self._folder = folder
         self._welcomed = asyncio.Event()
@@ -76,7 +87,8 @@ class Connection:
             raise UnavailableError(f"The hub did not finish the login within {limits.LOGIN_SECONDS:g} s.")
 
     async def close(self) -> None:
-        """Close in good order and wait for what runs; an installation is waited for to its end."""
+        """Close in good order and wait for what works on files; what installs goes on."""
+        self._installations.ended = self._installations.fail = None
         try:
             await self.link.close()
             await self.receiving.settle()
@@ -87,6 +99,18 @@ class Connection:
             for task in self._background:
                 task.cancel()
             self._keep_devices()
+
+    def decided(self, said: messages.State) -> None:
+        """Tell the hub what a person decided, until it has noted it."""
+        self._feed_later(session.Decided(said))
+
+    def set_pace(self, bytes_per_second: int) -> None:
+        """Have the hub send no faster than this; 0 for no limit."""
+        self._feed_later(session.PaceSet(bytes_per_second))
+
+    def is_under_way(self, delivery: str) -> bool:
+        """Return whether the delivery comes or installs now."""
+        return self._session.is_under_way(delivery)
 
     def _heard(self, message: AnyMessage) -> None:
         self._feed(session.Heard(message))
@@ -179,17 +203,19 @@ async def connected(
     opening: Enrolling | LoggingIn,
     folder: StateFolder,
     *,
-    runners: Mapping[InstallerKind, Runner] | None = None,
+    installations: Installations | None = None,
     on_event: OnEvent = _say_nothing,
     socket_class: type[HubSocket] = HubSocket,
 ) -> AsyncIterator[Connection]:
     """Dial, log in and hold a connection; leave to close it. The caller holds the folder's lock.
 
-    `runners` are needed when the opening receives. Leaving waits for an installation that runs; being cancelled
-    cancels that too. Raises UnavailableError (try again), RefusedError (do not) and ProtocolError.
+    `installations` are needed when the opening receives; they go on when the connection ends. Raises UnavailableError
+    (try again), RefusedError (do not) and ProtocolError.
     """
     socket = await dial(address, socket_class)
-    connection = Connection(socket, address, opening, folder, runners or {}, on_event)
+    connection = Connection(
+        socket, address, opening, folder, installations or Installations(folder, {}, on_event), on_event
+    )
     try:
         await connection.open()
         yield connection

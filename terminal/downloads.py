@@ -12,7 +12,7 @@ import errno
 import hashlib
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +23,7 @@ from protocol.transfer import Receiver
 from terminal.state import StateFolder, flush_folder
 
 RESERVE_BYTES: Final = 16 * limits.MIB
-KEPT_FILES: Final = 64
+KEPT_FILES: Final = 128
 KEPT_PARTIAL_FILES: Final = 8
 KEPT_PARTIAL_SECONDS: Final = 30 * 24 * 3600.0
 _READ_BYTES: Final = limits.MIB
@@ -68,15 +68,16 @@ class Download:
         """Return the runs to ask for now."""
         return self._receiver.next_want()
 
-    def prepare(self, older: Path | None = None) -> None:
-        """Open the file, find the chunks it holds, and take what `older` has. Raises TransferError."""
+    def prepare(self, older: Iterable[Path] = ()) -> None:
+        """Open the file, find the chunks it holds, and take what the `older` files have. Raises TransferError."""
         try:
             if self.file.exists() and not self.partial.exists():
                 self.file.replace(self.partial)  # verified once, and its installation did not end
             self._descriptor = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             held = self._find_chunks()
-            if older is not None and not self.complete:
-                self._take_from(older, held)
+            for file in older:
+                if not self.complete:
+                    self._take_from(file, held)
         except OSError as error:
             raise _disk_error(error, self.partial) from None
 
@@ -91,14 +92,13 @@ class Download:
             os.fsync(self._descriptor)
             size, digest = self._measure()
             if (size, digest) != (self.offer.size, self.offer.object):
-                raise TransferError(
-                    f"The file of {size} bytes does not have the digest or the size ({self.offer.size} bytes) offered.",
-                    code="wrong-digest",
-                )
+                raise self._wrong_file(size)
             self.partial.replace(self.file)
             flush_folder(self.file.parent)
             flush_folder(self.partial.parent)
         except OSError as error:
+            if error.errno == errno.EIO:  # what is read again may be right in memory and not on the disk
+                self.close(discard=True)
             raise _disk_error(error, self.partial) from None
         self.close()
 
@@ -114,6 +114,21 @@ class Download:
         if discard:
             with contextlib.suppress(OSError):  # it is compared with the manifest before it is used again
                 self.partial.unlink()
+
+    def _wrong_file(self, size: int) -> TransferError:
+        """Return why the file is wrong: damaged since its chunks were written, or never what was offered."""
+        manifest = self._receiver.manifest
+        damaged = manifest.count - len(self._find_chunks())
+        if damaged:
+            return TransferError(
+                f"{damaged} of {manifest.count} chunks of {self.partial.name} were damaged on the disk.",
+                hint="They are asked for again at the next try.",
+                code="disk",
+            )
+        return TransferError(
+            f"The file of {size} bytes does not have the digest or the size ({self.offer.size} bytes) offered.",
+            code="wrong-digest",
+        )
 
     def _check_space(self, reserve_bytes: int) -> None:
         have_bytes = _allocated_bytes(self.partial) + _allocated_bytes(self.file)
@@ -163,6 +178,7 @@ class Download:
                 for index in places.pop(hashlib.sha256(raw).digest(), ()):
                     self._write_all([raw], manifest.raw_offsets[index])
                     self._receiver.have(index)
+                    held.add(index)
 
     def _measure(self) -> tuple[int, bytes]:
         digest, size = hashlib.sha256(), 0
@@ -194,16 +210,19 @@ class Download:
             data, offset = data[written:], offset + written
 
 
-def tidy(folder: StateFolder, keep: Iterable[str]) -> None:
-    """Delete installers that `keep` (digests in hex, newest last) does not name, and partial files nobody resumes."""
+def tidy(folder: StateFolder, keep: Iterable[str], in_use: Container[str] = ()) -> None:
+    """Delete installers that `keep` (digests in hex, dearest last) does not name, and partial files nobody resumes.
+
+    Nothing that is `in_use` (digests in hex) is touched.
+    """
     kept = set(list(keep)[-KEPT_FILES:])
     for file in folder.installed.iterdir():
-        if file.name not in kept:
+        if file.name not in kept and file.name not in in_use:
             file.unlink(missing_ok=True)
     partial = sorted(folder.downloads.iterdir(), key=lambda file: file.stat().st_mtime)
     oldest = time.time() - KEPT_PARTIAL_SECONDS
     for place, file in enumerate(reversed(partial)):
-        if place >= KEPT_PARTIAL_FILES or file.stat().st_mtime < oldest:
+        if (place >= KEPT_PARTIAL_FILES or file.stat().st_mtime < oldest) and file.name not in in_use:
             file.unlink(missing_ok=True)
 
 

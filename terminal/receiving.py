@@ -1,27 +1,25 @@
-"""Receiving: performs what the session decides about a delivery, with files, threads and runners.
+"""Receiving: performs what the session decides about a delivery, with files, threads and the installations.
 
-Quick steps are done at once and their event is returned; `Prepare`, `Verify` and `Install` run as tasks and feed their
-event in later. Steps that read whole files run one at a time, so no two ever work on one file. A crash during an
-installation leaves a mark on the disk; `settle_interrupted` asks the system how it ended before the hub offers again.
+Quick steps are done at once and their event is returned; `Prepare` and `Verify` run as tasks and feed their event in
+later. Steps that read whole files run one at a time, so no two ever work on one file. An installation goes on when the
+connection ends (`installing.py`).
 """
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 
-from protocol import life, messages
-from protocol.device import InstallerKind
+from protocol import life
 from protocol.errors import LockstepError, TransferError
-from protocol.messages import InstalledProgram, Offer
-from terminal import session
+from protocol.messages import Offer
+from terminal import inbox, session
 from terminal.downloads import Download, tidy
-from terminal.installers import InstallResult, InstallTask, Runner
+from terminal.installing import Installations, OnEvent, name_of, outcome_words
 from terminal.session import DeliveryAction, Event
 from terminal.state import StateFolder
 
 Feed = Callable[[Event], None]
-OnEvent = Callable[[str, str], None]
 
 
 class Receiving:
@@ -33,13 +31,13 @@ class Receiving:
     def __init__(
         self,
         folder: StateFolder,
-        runners: Mapping[InstallerKind, Runner],
+        installations: Installations,
         feed: Feed,
         fail: Callable[[LockstepError], None],
         on_event: OnEvent,
     ) -> None:
         self._folder = folder
-        self._runners = runners
+        self._installations = installations
         self._feed = feed
         self._fail = fail
         self._on_event = on_event
@@ -50,24 +48,29 @@ class Receiving:
     def perform(self, action: DeliveryAction) -> Event | None:
         """Do `action` or begin it; return its event when it is done already. Raises RefusedError (`state-folder`)."""
         match action:
-            case session.Record(program):
-                self._folder.record_installed(program)
-                return None
+            case session.Consider(serial, offer):
+                return session.Considered(serial, inbox.consider(self._folder, offer, self._on_event))
+            case session.Forget(delivery):
+                inbox.forget(self._folder, delivery, self._on_event)
+                self._folder.drop_mark(delivery)
             case session.KeepReport(report):
-                self._keep(report)
-                return None
+                self._folder.add_report(report)
+                self._on_event("delivery", outcome_words(report))
             case session.DropReport(delivery, state):
                 self._folder.drop_report(delivery, state)
-                return None
+                if state == life.State.DONE:
+                    inbox.forget(self._folder, delivery)
+                self._tidy()
             case _:
                 return self._step(action)
+        return None
 
     def _step(self, action: DeliveryAction) -> Event | None:
         serial = getattr(action, "serial", 0)
         try:
             match action:
                 case session.Begin(serial, offer):
-                    self._on_event("delivery", f"Receiving {_name(offer)}, {offer.size:,} bytes.")
+                    self._on_event("delivery", f"Receiving {name_of(offer)}, {offer.size:,} bytes.")
                     self._downloads[serial] = Download(offer, self._folder)
                 case session.AddPage(serial, page):
                     return session.PageAdded(serial, self._downloads[serial].add_page(page))
@@ -79,7 +82,8 @@ class Receiving:
                 case session.Verify(serial):
                     self._spawn(self._verify(serial, self._downloads[serial]))
                 case session.Install(serial, offer):
-                    self._spawn(self._install(serial, offer))
+                    del self._downloads[serial]
+                    self._installations.install(offer)
                 case session.Abandon(serial, discard):
                     self._abandon(serial, discard)
         except TransferError as error:
@@ -87,19 +91,19 @@ class Receiving:
         return None
 
     async def settle(self) -> None:
-        """Wait for what runs: an installation to its end, files only as long as it takes to let go of them."""
+        """Let go of all files: wait for what works on them, which ends soon."""
         for serial in list(self._downloads):
             self._abandon(serial, discard=False)
         while self._tasks:
             await asyncio.wait(self._tasks)
 
     def cancel(self) -> None:
-        """Stop everything now, also an installation; its mark stays on the disk."""
+        """Stop everything now."""
         for task in self._tasks:
             task.cancel()
 
     async def _prepare(self, serial: int, download: Download) -> None:
-        older = self._older_file(download.offer)
+        older = self._older_files(download.offer)
         async with self._disk:
             event = await _in_thread(serial, lambda: download.prepare(older))
         if serial in self._downloads:  # else it was abandoned meanwhile, and how it ended is no news
@@ -111,51 +115,6 @@ class Receiving:
         if serial in self._downloads:
             self._feed(event or session.Verified(serial))
 
-    async def _install(self, serial: int, offer: Offer) -> None:
-        download = self._downloads.pop(serial, None)
-        if download is None:
-            return  # the connection was closed before it began; the file stays for the next offer
-        self._on_event("delivery", f"Installing {_name(offer)}.")
-        try:
-            self._folder.mark_installing(offer)
-            result = await self._run(offer)
-        except LockstepError as error:
-            result = InstallResult(ok=False, reason=error.code, detail=str(error), installed_version="")
-        if not result.ok:
-            self._set_aside(download)
-        self._feed(session.InstallEnded(serial, result.ok, result.reason, result.detail, result.installed_version))
-
-    async def _run(self, offer: Offer) -> InstallResult:
-        kind = offer.installer.installer_kind
-        if kind not in self._runners:
-            detail = f"This terminal has nothing that installs a {kind}."
-            return InstallResult(ok=False, reason="no-runner", detail=detail, installed_version="")
-        try:
-            return await self._runners[kind].install(self._task(offer))
-        except Exception as error:  # a runner promises a result; one that breaks its promise must not hang the delivery
-            detail = f"The runner for {kind} broke off: {type(error).__name__}: {error}"
-            return InstallResult(ok=False, reason="runner-failed", detail=detail, installed_version="")
-
-    def _task(self, offer: Offer) -> InstallTask:
-        installer = offer.installer
-        return InstallTask(
-            delivery=offer.delivery,
-            program=installer.program,
-            package_name=installer.package_name,
-            version=installer.version,
-            kind=installer.installer_kind,
-            file=self._folder.installed / offer.object.hex(),
-            digest_hex=offer.object.hex(),
-            facts={"file_name": installer.file_name},
-        )
-
-    def _keep(self, report: messages.State) -> None:
-        self._folder.add_report(report)
-        self._folder.clear_installing()
-        self._tidy()
-        words = f"{report.reason}: {report.detail}" if report.reason else f"version {report.version}"
-        self._on_event("delivery", f"Delivery {report.delivery} is {report.state} ({words}).")
-
     def _abandon(self, serial: int, discard: bool) -> None:
         download = self._downloads.pop(serial, None)
         if download is not None:
@@ -166,19 +125,17 @@ class Receiving:
         async with self._disk:  # a thread may still read the file
             download.close(discard=discard)
 
-    def _older_file(self, offer: Offer) -> Path | None:
-        programs = (one for one in self._folder.inventory() if one.program == offer.installer.program)
-        return next((self._folder.installed / one.digest.hex() for one in programs), None)
-
-    def _set_aside(self, download: Download) -> None:
-        """Keep the file of a failed installation with the partial ones, which are few and go, for another try."""
-        if all(one.digest != download.offer.object for one in self._folder.inventory()):
-            with contextlib.suppress(OSError):
-                download.file.replace(download.partial)
+    def _older_files(self, offer: Offer) -> tuple[Path, ...]:
+        """Return the files of this program that are kept: the installed one and the one before it."""
+        programs = (*self._folder.inventory(), *self._folder.previous())
+        digests = (one.digest for one in programs if one.program == offer.installer.program)
+        return tuple(self._folder.installed / digest.hex() for digest in digests)
 
     def _tidy(self) -> None:
+        kept = (*self._folder.previous(), *self._folder.inventory())
+        offers = (*self._installations.offers, *(download.offer for download in self._downloads.values()))
         with contextlib.suppress(OSError):  # what cannot be deleted now is tried again after the next delivery
-            tidy(self._folder, (one.digest.hex() for one in self._folder.inventory()))
+            tidy(self._folder, (one.digest.hex() for one in kept), {offer.object.hex() for offer in offers})
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
@@ -190,39 +147,6 @@ class Receiving:
         error = None if task.cancelled() else task.exception()
         if error is not None:
             self._fail(LockstepError(f"A step of a delivery broke off: {type(error).__name__}: {error}"))
-
-
-async def settle_interrupted(folder: StateFolder, runners: Mapping[InstallerKind, Runner]) -> None:
-    """Report how an installation ended that a crash interrupted, by asking the system.
-
-    The version is there: done. It surely is not: nothing is reported, the hub offers it again. Nobody can be asked:
-    failed with `outcome-unknown`. Raises BadFileError for a damaged mark.
-    """
-    offer = folder.installing()
-    if offer is None:
-        return
-    installer = offer.installer
-    try:
-        runner = runners.get(installer.installer_kind)
-        version = await runner.installed_version(installer.package_name) if runner else None
-    except (LockstepError, OSError) as error:
-        folder.add_report(session.failure(offer, "outcome-unknown", str(error)))
-    else:
-        if version == installer.version:
-            folder.record_installed(_program(offer))
-            folder.add_report(messages.State(delivery=offer.delivery, state=life.State.DONE, version=version))
-    folder.clear_installing()
-
-
-def _program(offer: Offer) -> InstalledProgram:
-    installer = offer.installer
-    return InstalledProgram(
-        program=installer.program,
-        package_name=installer.package_name,
-        version=installer.version,
-        installer_kind=installer.installer_kind,
-        digest=offer.object,
-    )
 
 
 async def _in_thread(serial: int, step: Callable[[], None]) -> Event | None:
@@ -245,7 +169,3 @@ def _fetched(serial: int, download: Download) -> Event:
 
 def _failed(serial: int, error: TransferError) -> Event:
     return session.StepFailed(serial, error.code, error.message)
-
-
-def _name(offer: Offer) -> str:
-    return f"{offer.installer.program} {offer.installer.version}"

@@ -1,13 +1,20 @@
 """The brain of a terminal's connection: pure, `handle(event, now) -> list[Action]`. No socket, file, callback or clock.
 
-What an action brings back returns as an event. The opening, the inventory and unsent reports after `welcome`, the
-device list, and one delivery at a time are decided here; a delivery's steps follow each other in this order:
+What an action brings back returns as an event. The opening, unsent reports and the inventory after `welcome`, the
+device list, and deliveries are decided here; a delivery's steps follow each other in this order:
 
-    offer -> Begin -> AddPage, once a page -> Prepare -> want -> Write, once a frame -> Verify -> Install -> report
+    offer -> Consider -> Begin -> AddPage, once a page -> Prepare -> want -> Write, once a frame -> Verify
+          -> state `installing` -> the hub has noted it -> Install -> report
 
-Each offer taken gets a number (`serial`); what comes back of an older one is ignored. Bytes of frames pass through in
-`Write` and are not kept. Errors raised: ProtocolError for a message that breaks `lockstep.v1`, RefusedError for a hub
-that cannot prove to be the one this terminal enrolled at.
+One delivery comes at a time; meanwhile others install, each of another program. Nothing installs that the hub has not
+noted: until then it may withdraw it. An installation outlives its connection, so its report is on the disk before the
+session hears of it. Each offer taken gets a number (`serial`); what comes back of an older one is ignored. Bytes of
+frames pass through in `Write` and are not kept.
+
+What has to be told until the hub has noted it (final reports, a person's decisions) is said in portions, oldest first.
+
+Errors raised: ProtocolError for a message that breaks `lockstep.v1`, RefusedError for a hub that cannot prove to be the
+one this terminal enrolled at.
 """
 
 from collections.abc import Callable
@@ -25,6 +32,9 @@ from protocol.messages import AnyMessage, DeviceRow, InstalledProgram, Message, 
 from terminal.devicelist import DeviceList
 
 VERSION: Final = "lockstep.v1"
+KEEPS_PARTIAL: Final = frozenset({"no-space", "disk"})  # failures that say nothing against what has come
+TOLD_AT_ONCE: Final = limits.OUTBOUND_CONTROL_MESSAGES // 2  # said and not noted yet
+TOLD_KEPT: Final = 512  # with so much to tell no new offer is taken
 
 # --- how a connection opens -----------------------------------------------------------------------------------------
 
@@ -79,6 +89,25 @@ class Ask(Struct, frozen=True):
     message: Message
 
 
+class Considered(Struct, frozen=True):
+    """An offer may be taken (`said` is None), or what is to be said of it instead: asking, postponed or declined."""
+
+    serial: int
+    said: messages.State | None
+
+
+class Decided(Struct, frozen=True):
+    """A person has decided on a delivery; the hub is to be told `said` until it has noted it."""
+
+    said: messages.State
+
+
+class PaceSet(Struct, frozen=True):
+    """The hub is to send no faster than this; 0 for no limit."""
+
+    bytes_per_second: int
+
+
 class PageAdded(Struct, frozen=True):
     """A manifest page was right; `last` says that the manifest is whole."""
 
@@ -103,13 +132,14 @@ class Verified(Struct, frozen=True):
 
 
 class InstallEnded(Struct, frozen=True):
-    """The runner has ended; `version` is what the system says it has."""
+    """An installation has ended; `report` and `program`, what the system has then, are kept on the disk already.
 
-    serial: int
-    ok: bool
-    reason: str
-    detail: str
-    version: str
+    Without a report it surely did not happen: the hub is to offer it again.
+    """
+
+    delivery: str
+    report: messages.State | None
+    program: InstalledProgram | None
 
 
 class StepFailed(Struct, frozen=True):
@@ -120,7 +150,8 @@ class StepFailed(Struct, frozen=True):
     detail: str
 
 
-Event: TypeAlias = Connected | Heard | Ask | PageAdded | Fetched | Verified | InstallEnded | StepFailed
+StepEnd: TypeAlias = Considered | PageAdded | Fetched | Verified | StepFailed
+Event: TypeAlias = Connected | Heard | Ask | Decided | PaceSet | InstallEnded | StepEnd
 
 # --- actions ----------------------------------------------------------------------------------------------------------
 
@@ -162,6 +193,13 @@ class AskDevices(Struct, frozen=True):
     """There is a gap in the device list: request the whole of it."""
 
 
+class Consider(Struct, frozen=True):
+    """Find out whether this device agrees to `offer`; a person who is to be asked finds it in the inbox then."""
+
+    serial: int
+    offer: Offer
+
+
 class Begin(Struct, frozen=True):
     """Make room for what `offer` brings."""
 
@@ -196,7 +234,7 @@ class Verify(Struct, frozen=True):
 
 
 class Install(Struct, frozen=True):
-    """Run the installer of the offer and ask the system what it has then."""
+    """Run the installer of the offer, ask the system what it has then, and keep the report."""
 
     serial: int
     offer: Offer
@@ -207,12 +245,6 @@ class Abandon(Struct, frozen=True):
 
     serial: int
     discard: bool
-
-
-class Record(Struct, frozen=True):
-    """Keep on disk that `program` is installed."""
-
-    program: InstalledProgram
 
 
 class KeepReport(Struct, frozen=True):
@@ -228,8 +260,14 @@ class DropReport(Struct, frozen=True):
     state: str
 
 
+class Forget(Struct, frozen=True):
+    """The hub does not want the delivery any more: nobody need be asked, nothing of it be remembered."""
+
+    delivery: str
+
+
 DeliveryAction: TypeAlias = (
-    Begin | AddPage | Prepare | Write | Verify | Install | Abandon | Record | KeepReport | DropReport
+    Consider | Begin | AddPage | Prepare | Write | Verify | Install | Abandon | KeepReport | DropReport | Forget
 )
 Action: TypeAlias = Say | Welcomed | HubRefused | Deliver | KeepDevices | AskDevices | DeliveryAction
 
@@ -237,24 +275,37 @@ Action: TypeAlias = Say | Welcomed | HubRefused | Deliver | KeepDevices | AskDev
 
 
 class _Step(Enum):
+    CONSIDERING = "considering"
     PAGES = "pages"
     PREPARING = "preparing"
     FETCHING = "fetching"
     VERIFYING = "verifying"
-    INSTALLING = "installing"
 
 
 @dataclass(slots=True)
 class _Current:
-    """The delivery under way."""
+    """The delivery that comes."""
 
     serial: int
     offer: Offer
-    step: _Step = _Step.PAGES
+    step: _Step = _Step.CONSIDERING
+
+
+@dataclass(slots=True)
+class _Installation:
+    """A delivery from the moment `installing` was said until its report is; `begun` once the hub has noted it."""
+
+    serial: int
+    offer: Offer
+    begun: bool
 
 
 class Session:
-    """One connection's brain. `nonce` is 32 fresh random bytes; `inventory` and `reports` are what is on disk."""
+    """One connection's brain. `nonce` is 32 fresh random bytes; the rest is what is on disk.
+
+    `installing` are the offers that install since before this connection; `decided` is what a person decided while
+    there was none and the hub will not ask for by itself. `bytes_per_second`: how fast the hub may send, 0 for any.
+    """
 
     def __init__(
         self,
@@ -263,13 +314,20 @@ class Session:
         *,
         inventory: tuple[InstalledProgram, ...] = (),
         reports: tuple[messages.State, ...] = (),
+        installing: tuple[Offer, ...] = (),
+        decided: tuple[messages.State, ...] = (),
+        bytes_per_second: int = 0,
     ) -> None:
         self.devices = DeviceList()
         self._opening = opening
         self._nonce = nonce
         self._hub_key = b""
         self._inventory = {program.program: program for program in inventory}
-        self._reports = reports
+        self._to_tell = {said.delivery: said for said in (*decided, *reports)}
+        self._told: set[str] = set()  # those of `_to_tell` that were said
+        self._installing = {offer.delivery: _Installation(0, offer, begun=True) for offer in installing}
+        self._inventory_said = False
+        self._bytes_per_second = bytes_per_second
         self._receives = isinstance(opening, LoggingIn) and opening.receives
         self._conversation = Conversation()
         self._current: _Current | None = None
@@ -279,6 +337,11 @@ class Session:
     def open(self) -> bool:
         """Whether requests may be sent."""
         return self._conversation.phase is Phase.OPEN
+
+    def is_under_way(self, delivery: str) -> bool:
+        """Return whether the delivery comes or installs now, so that it is too late to decline it."""
+        comes = self._current is not None and self._current.offer.delivery == delivery
+        return comes or delivery in self._installing
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Return what `event` asks to be done, in order. Raises ProtocolError and RefusedError; then hang up."""
@@ -291,6 +354,13 @@ class Session:
                 return hear(self, message)
             case Ask(message):
                 return [self._say(message)]
+            case Decided(said):
+                return self._tell(said)
+            case PaceSet(bytes_per_second):
+                self._bytes_per_second = bytes_per_second
+                return [self._say_inventory()] if self._inventory_said else []
+            case InstallEnded():
+                return self._install_ended(event)
             case _:
                 return self._step_ended(event)
 
@@ -372,9 +442,7 @@ class Session:
 
     def _welcomed(self, welcome: messages.Welcome) -> list[Action]:
         actions: list[Action] = [Welcomed(welcome, self._hub_key)]
-        if self._receives:
-            actions += [self._say_inventory(), *map(self._say, self._reports)]
-        return actions
+        return actions + self._say_told()
 
     def _refused(self, error: messages.Error) -> list[Action]:
         return [Deliver(error)] if error.re else [HubRefused(error)]
@@ -394,38 +462,105 @@ class Session:
     def _sync_done(self, done: messages.SyncDone) -> list[Action]:
         return [self._say(messages.Noted(of=done.sync)), Deliver(done)]
 
-    def _noted(self, noted: messages.Noted) -> list[Action]:
-        return [DropReport(noted.of, noted.state)]
+    # --- what is told until it is noted -------------------------------------------------------------------------------
 
-    # --- a delivery ---------------------------------------------------------------------------------------------------
+    def _tell(self, said: messages.State) -> list[Action]:
+        self._to_tell.pop(said.delivery, None)
+        self._to_tell[said.delivery] = said
+        self._told.discard(said.delivery)
+        return self._say_told()
+
+    def _say_told(self) -> list[Action]:
+        """Say what is to be told and not said yet, as far as it may be; after all of it, once, the inventory."""
+        if not self.open or not self._receives:
+            return []
+        actions: list[Action] = []
+        for delivery, said in self._to_tell.items():
+            if len(self._told) >= TOLD_AT_ONCE:
+                return actions
+            if delivery not in self._told:
+                self._told.add(delivery)
+                self._installing.pop(delivery, None)
+                actions.append(self._say(said))
+        if not self._inventory_said:
+            self._inventory_said = True
+            actions.append(self._say_inventory())
+        return actions
+
+    def _noted(self, noted: messages.Noted) -> list[Action]:
+        actions: list[Action] = []
+        if noted.state in life.FINAL:
+            actions.append(DropReport(noted.of, noted.state))
+        said = self._to_tell.get(noted.of)
+        if said is not None and said.state == noted.state:
+            self._is_told(noted.of)
+            actions += self._say_told()
+        return actions + self._permitted(noted)
+
+    def _is_told(self, delivery: str) -> None:
+        self._to_tell.pop(delivery, None)
+        self._told.discard(delivery)
+
+    # --- an offer -----------------------------------------------------------------------------------------------------
 
     def _offered(self, offer: Offer) -> list[Action]:
         if not self._receives:
             return [self._refusal(offer, "not-receiving", "This connection only asks; it installs nothing.")]
-        current = self._current
-        if current and current.step is _Step.INSTALLING:
-            return [self._refusal(offer, "busy", f"{current.offer.installer.program} is being installed.")]
-        dropped: list[Action] = [Abandon(current.serial, discard=False)] if current else []
-        self._current = None
+        told = self._to_tell.get(offer.delivery)
+        if told is not None and told.state in life.FINAL:
+            return []  # how it ended is on its way
+        dropped = self._stop_current() + self._stop_waiting(offer.delivery)
+        if detail := self._why_busy(offer):
+            return [*dropped, self._refusal(offer, "busy", detail)]
         if self._is_installed(offer):
-            return [*dropped, *self._already_there(offer)]
+            done = messages.State(delivery=offer.delivery, state=life.State.DONE, version=offer.installer.version)
+            return [*dropped, *self._report(done)]
         self._serial += 1
         self._current = _Current(self._serial, offer)
-        return [*dropped, Begin(self._serial, offer)]
+        return [*dropped, Consider(self._serial, offer)]
+
+    def _why_busy(self, offer: Offer) -> str:
+        program = offer.installer.program
+        if any(one.offer.installer.program == program for one in self._installing.values()):
+            return f"{program} is being installed."
+        if len(self._installing) >= limits.INSTALLING_AT_ONCE:
+            return f"{len(self._installing)} programs are being installed."
+        if len(self._to_tell) >= TOLD_KEPT:
+            return f"{len(self._to_tell)} reports of this device have not been noted yet."
+        return ""
 
     def _is_installed(self, offer: Offer) -> bool:
         have = self._inventory.get(offer.installer.program)
         return have is not None and (have.digest, have.version) == (offer.object, offer.installer.version)
 
-    def _already_there(self, offer: Offer) -> list[Action]:
-        """Report a delivery done again whose first report was lost; the life table wants each state on the way."""
-        return [
-            self._say_state(offer, life.State.VERIFYING),
-            self._say_state(offer, life.State.INSTALLING),
-            *self._report(
-                messages.State(delivery=offer.delivery, state=life.State.DONE, version=offer.installer.version)
-            ),
-        ]
+    def _stop_current(self) -> list[Action]:
+        current, self._current = self._current, None
+        return [Abandon(current.serial, discard=False)] if current else []
+
+    def _stop_waiting(self, delivery: str) -> list[Action]:
+        """Let go of a delivery that waits for the hub to note that it installs; one that installs goes on."""
+        installation = self._installing.get(delivery)
+        if installation is None or installation.begun:
+            return []
+        del self._installing[delivery]
+        return [Abandon(installation.serial, discard=False)]
+
+    def _withdrawn(self, withdraw: messages.Withdraw) -> list[Action]:
+        delivery = withdraw.delivery
+        actions = self._stop_waiting(delivery)
+        if self._current is not None and self._current.offer.delivery == delivery:
+            actions += self._stop_current()
+        if delivery in self._installing:
+            return actions  # too late: its report follows
+        said = self._to_tell.get(delivery)
+        if said is not None and said.state not in (life.State.DONE, life.State.FAILED):
+            self._is_told(delivery)
+            if said.state in life.FINAL:
+                actions.append(DropReport(delivery, said.state))
+            actions += self._say_told()
+        return [*actions, Forget(delivery)]
+
+    # --- its steps ----------------------------------------------------------------------------------------------------
 
     def _page_came(self, page: messages.ManifestPage) -> list[Action]:
         current = self._current
@@ -439,31 +574,28 @@ class Session:
             return []  # of an offer that was replaced or withdrawn
         return [Write(current.serial, frame)]
 
-    def _withdrawn(self, withdraw: messages.Withdraw) -> list[Action]:
-        current = self._current
-        if current is None or current.offer.delivery != withdraw.delivery or current.step is _Step.INSTALLING:
-            return []
-        self._current = None
-        return [Abandon(current.serial, discard=False)]
-
-    def _step_ended(self, event: PageAdded | Fetched | Verified | InstallEnded | StepFailed) -> list[Action]:
+    def _step_ended(self, event: StepEnd) -> list[Action]:
         current = self._current
         if current is None or event.serial != current.serial:
             return []
         match event:
+            case Considered(_, said):
+                return self._considered(current, said)
             case PageAdded(last=last):
                 return self._page_added(current, last)
             case Fetched():
                 return self._fetched(current, event)
             case Verified():
-                current.step = _Step.INSTALLING
-                received = self._say(messages.Received(delivery=current.offer.delivery))
-                installing = self._say_state(current.offer, life.State.INSTALLING)
-                return [received, installing, Install(current.serial, current.offer)]
-            case InstallEnded():
-                return self._install_ended(current, event)
+                return self._verified(current)
             case StepFailed(_, reason, detail):
                 return self._step_failed(current, reason, detail)
+
+    def _considered(self, current: _Current, said: messages.State | None) -> list[Action]:
+        if said is None:
+            current.step = _Step.PAGES
+            return [Begin(current.serial, current.offer)]
+        self._current = None
+        return self._report(said) if said.state in life.FINAL else [self._say(said)]
 
     def _page_added(self, current: _Current, last: bool) -> list[Action]:
         if not last:
@@ -485,39 +617,50 @@ class Session:
             actions.append(self._say(messages.Want(delivery=current.offer.delivery, runs=fetched.want)))
         return actions
 
-    def _install_ended(self, current: _Current, ended: InstallEnded) -> list[Action]:
+    def _verified(self, current: _Current) -> list[Action]:
         self._current = None
-        if not ended.ok:
-            return [self._say_inventory(), *self._report(failure(current.offer, ended.reason, ended.detail))]
-        installer = current.offer.installer
-        program = InstalledProgram(
-            program=installer.program,
-            package_name=installer.package_name,
-            version=ended.version,
-            installer_kind=installer.installer_kind,
-            digest=current.offer.object,
-        )
-        self._inventory[program.program] = program
-        done = messages.State(delivery=current.offer.delivery, state=life.State.DONE, version=ended.version)
-        return [Record(program), self._say_inventory(), *self._report(done)]
+        self._installing[current.offer.delivery] = _Installation(current.serial, current.offer, begun=False)
+        received = self._say(messages.Received(delivery=current.offer.delivery))
+        return [received, self._say_state(current.offer, life.State.INSTALLING)]
+
+    def _permitted(self, noted: messages.Noted) -> list[Action]:
+        installation = self._installing.get(noted.of)
+        if installation is None or installation.begun or noted.state != life.State.INSTALLING:
+            return []
+        installation.begun = True
+        return [Install(installation.serial, installation.offer)]
+
+    def _install_ended(self, ended: InstallEnded) -> list[Action]:
+        if ended.program is not None:
+            self._inventory[ended.program.program] = ended.program
+        if ended.report is None:
+            self._installing.pop(ended.delivery, None)
+        inventory: list[Action] = [self._say_inventory()] if self._inventory_said else []
+        return inventory + (self._tell(ended.report) if ended.report else [])
 
     def _step_failed(self, current: _Current, reason: str, detail: str) -> list[Action]:
         self._current = None
         return [
-            Abandon(current.serial, discard=reason != "no-space"),
+            Abandon(current.serial, discard=reason not in KEEPS_PARTIAL),
             self._refusal(current.offer, reason, detail),
             *self._report(failure(current.offer, reason, detail)),
         ]
 
     def _say_inventory(self) -> Say:
         programs = tuple(self._inventory[name] for name in sorted(self._inventory))
-        return self._say(messages.Inventory(programs=programs[: limits.INVENTORY_PROGRAMS]))
+        return self._say(
+            messages.Inventory(
+                programs=programs[: limits.INVENTORY_PROGRAMS],
+                installing=tuple(self._installing)[: limits.INSTALLING_AT_ONCE],
+                bytes_per_second=self._bytes_per_second,
+            )
+        )
 
     def _say_state(self, offer: Offer, state: life.State) -> Say:
         return self._say(messages.State(delivery=offer.delivery, state=state))
 
     def _report(self, report: messages.State) -> list[Action]:
-        return [KeepReport(report), self._say(report)]
+        return [KeepReport(report), *self._tell(report)]
 
     def _refusal(self, offer: Offer, reason: str, detail: str) -> Say:
         return self._say(messages.Refused(delivery=offer.delivery, reason=reason[:64], detail=_bounded(detail)))

@@ -30,14 +30,14 @@ from protocol.errors import (
     UsageError,
 )
 from protocol.messages import DeviceRow
-from terminal.agent import back_off
+from terminal.agent import INSTALLATION_SECONDS, back_off
 from terminal.client import Client, enrol
 from terminal.connection import Connection, login_of
 from terminal.dialling import Address, HubSocket, dial, parse_address
 from terminal.installers import Runner, RunnerSettings
 from terminal.installers.apk import SimulatedRunner
+from terminal.installing import Installations
 from terminal.link import Listener
-from terminal.receiving import settle_interrupted
 from terminal.state import StateFolder
 
 KEEP_LISTS_UP_TO: Final = 32  # devices in one fleet
@@ -296,6 +296,7 @@ class SimulatedDevice:
         self.runners: Mapping[InstallerKind, Runner] = {
             kind: SimulatedRunner(path.absolute(), settings, kind) for kind in device.installer_kinds
         }
+        self.installations = Installations(self.folder, self.runners, _say_nothing)
 
     @property
     def terminal(self) -> str:
@@ -339,8 +340,11 @@ class SimulatedDevice:
         """
         try:
             with self.folder.lock():
-                await settle_interrupted(self.folder, self.runners)
-                await self._keep_connected(address, gate)
+                try:
+                    await self._keep_connected(address, gate)
+                finally:
+                    if not await self.installations.wait(INSTALLATION_SECONDS):
+                        await self.installations.cancel()
         except LockstepError as error:
             self.error = error
 
@@ -348,6 +352,7 @@ class SimulatedDevice:
         delays = back_off()
         while True:
             logins = self.logins
+            self.installations.settle()
             error = await self._connect_once(address, gate)
             if not isinstance(error, (UnavailableError, BadDataError)) or isinstance(error, BadFileError):
                 raise error
@@ -389,7 +394,7 @@ class SimulatedDevice:
         self._socket = await dial(address, SimulatedSocket)
         self._socket.keeps_devices = self.keeps_devices
         opening = login_of(self.folder.identity(), address, self.device, receives=True)
-        connection = Connection(self._socket, address, opening, self.folder, self.runners, _say_nothing)
+        connection = Connection(self._socket, address, opening, self.folder, self.installations, _say_nothing)
         for listener in self.listeners:
             connection.link.listen(listener)
         return connection

@@ -1,12 +1,15 @@
-"""What a terminal keeps on disk: its identity, what it has installed, reports the hub has not noted yet.
+"""What a terminal keeps on disk: its identity, what it has installed, reports not noted yet, inbox, preferences, marks.
 
-One folder (0700), one small JSON file (0600) for each. Every write goes to a temporary file in the same folder, is
-flushed to the disk and put in place in one step, so a file is always either the old or the new one. One process at a
-time may act as the terminal; it holds a lock (flock) on the file `lock`.
+One folder (0700), one small JSON file (0600) for each; one for each installation in the folder `installing`. Every
+write goes to a temporary file in the same folder, is flushed to the disk and put in place in one step, so a file is
+always either the old or the new one. One process at a time may act as the terminal; it holds a lock (flock) on the file
+`lock`.
 """
 
 import contextlib
+import errno
 import fcntl
+import hashlib
 import os
 import sys
 import tempfile
@@ -19,13 +22,12 @@ from typing import Final, TypeVar
 import msgspec
 from msgspec import Struct
 
-from protocol import limits
 from protocol.device import DeviceInfo
 from protocol.errors import BadFileError, NotLoggedInError, RefusedError, UsageError
 from protocol.keys import SealingKey, SigningKey
 from protocol.messages import DeviceRow, InstalledProgram, Offer, State
+from terminal.consent import InboxEntry, Preferences
 
-REPORTS_KEPT: Final = limits.OUTBOUND_CONTROL_MESSAGES // 2  # all are said at once after a login
 FILE_BYTES: Final = 16 * 1024 * 1024
 _LOCK_TRIES: Final = 5
 _LOCK_RETRY_SECONDS: Final = 0.01
@@ -72,19 +74,35 @@ class SavedDevices(Struct, frozen=True, kw_only=True):
     rows: tuple[DeviceRow, ...]
 
 
+class Mark(Struct, frozen=True, kw_only=True):
+    """An installation that was begun: put down before its runner starts, gone when its outcome is kept.
+
+    `starts` counts how often its runner was started, `before` is the version the system had before the last start (the
+    wanted one when nobody could say). `running` is false once it is known that the last start did not install it.
+    """
+
+    offer: Offer
+    starts: int
+    before: str | None = None
+    running: bool = True
+
+
 class StateFolder:
     """The folder of one terminal; created when it is not there. Raises UsageError when it cannot be used."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
-        for folder in (self.path, self.downloads, self.installed):
-            try:
+        missing = [folder for folder in (self.path, self.downloads, self.installed, self._marks) if not folder.is_dir()]
+        try:
+            for folder in missing:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            except OSError as error:
-                raise UsageError(
-                    f"The state folder {self.path} cannot be created: {error.strerror}.",
-                    hint="Name another one with LOCKSTEP_STATE.",
-                ) from None
+            for parent in {folder.parent for folder in missing}:
+                flush_folder(parent)  # or a power cut may undo the folder with all that is synced in it
+        except OSError as error:
+            raise UsageError(
+                f"The state folder {self.path} cannot be created: {error.strerror}.",
+                hint="Name another one with LOCKSTEP_STATE.",
+            ) from None
 
     @property
     def device_file(self) -> Path:
@@ -105,6 +123,11 @@ class StateFolder:
     def installed(self) -> Path:
         """Verified installers, each named by its digest in hex."""
         return self.path / "installed"
+
+    @property
+    def _marks(self) -> Path:
+        """Marks, each named by the SHA-256 of its delivery's id, which may hold any character."""
+        return self.path / "installing"
 
     def save_device_file(self, data: bytes) -> None:
         """Keep a copy of the device file given at login, where `run` and every other command read it."""
@@ -167,6 +190,7 @@ class StateFolder:
                     hint="Stop it, or use another state folder with LOCKSTEP_STATE.",
                     code="in-use",
                 )
+            self._remove_temporary_files()
             yield
         finally:
             os.close(descriptor)
@@ -191,23 +215,29 @@ class StateFolder:
         """Return the programs Lockstep installed here. Raises BadFileError."""
         return self._read("inventory.json", tuple[InstalledProgram, ...]) or ()
 
+    def previous(self) -> tuple[InstalledProgram, ...]:
+        """Return what Lockstep installed here before that, one of each program at most. Raises BadFileError."""
+        return self._read("previous.json", tuple[InstalledProgram, ...]) or ()
+
     def record_installed(self, program: InstalledProgram) -> None:
-        """Keep that `program` is installed, in place of an older record of it."""
-        others = tuple(one for one in self.inventory() if one.program != program.program)
+        """Keep that `program` is installed, in place of an older record of it, which becomes the one before."""
+        found, others = _parted(self.inventory(), program.program)
+        if found is not None and found.digest != program.digest:
+            self._write("previous.json", (*_parted(self.previous(), program.program)[1], found))
         self._write("inventory.json", (*others, program))
 
     def forget_installed(self, program: str) -> None:
         """Keep that the program with this id is no longer installed."""
-        self._write("inventory.json", tuple(one for one in self.inventory() if one.program != program))
+        self._write("inventory.json", _parted(self.inventory(), program)[1])
 
     def reports(self) -> tuple[State, ...]:
         """Return the reports the hub has not noted, oldest first. Raises BadFileError."""
         return self._read("reports.json", tuple[State, ...]) or ()
 
     def add_report(self, report: State) -> None:
-        """Keep a report until it is noted, in place of an older one of its delivery; at most `REPORTS_KEPT`."""
+        """Keep a report until it is noted, in place of an older one of its delivery."""
         others = tuple(one for one in self.reports() if one.delivery != report.delivery)
-        self._write("reports.json", (*others, report)[-REPORTS_KEPT:])
+        self._write("reports.json", (*others, report))
 
     def drop_report(self, delivery: str, state: str) -> None:
         """Forget a report that was noted."""
@@ -220,17 +250,62 @@ class StateFolder:
         """Forget all reports: they are for another hub or terminal."""
         self._write("reports.json", ())
 
-    def installing(self) -> Offer | None:
-        """Return the offer whose installation was begun and has not ended as far as is known. Raises BadFileError."""
-        return self._read("installing.json", Offer)
+    # --- installations that were begun --------------------------------------------------------------------------------
 
-    def mark_installing(self, offer: Offer) -> None:
-        """Keep that the installation of `offer` begins now, so that a crash in the middle is noticed."""
-        self._write("installing.json", offer)
+    def marks(self) -> tuple[Mark, ...]:
+        """Return the installations whose outcome is not kept yet, by age. Raises BadFileError."""
+        self._move_old_mark()
+        files = sorted(self._marks.glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
+        found = (self._read(f"{self._marks.name}/{file.name}", Mark) for file in files)
+        return tuple(mark for mark in found if mark is not None)
 
-    def clear_installing(self) -> None:
-        """Forget the mark: the installation has ended and its outcome is kept."""
-        (self.path / "installing.json").unlink(missing_ok=True)
+    def mark(self, delivery: str) -> Mark | None:
+        """Return the mark of a delivery, if it has one. Raises BadFileError."""
+        return self._read(self._mark_name(delivery), Mark)
+
+    def put_mark(self, mark: Mark) -> None:
+        """Keep `mark`, in place of an older one of its delivery."""
+        self._write(self._mark_name(mark.offer.delivery), mark)
+
+    def drop_mark(self, delivery: str) -> None:
+        """Forget the mark of a delivery: its outcome is kept."""
+        path = self.path / self._mark_name(delivery)
+        try:
+            path.unlink()
+            flush_folder(path.parent)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise _unwritable(path, error) from None
+
+    def _mark_name(self, delivery: str) -> str:
+        return f"{self._marks.name}/{hashlib.sha256(delivery.encode()).hexdigest()[:32]}.json"
+
+    def _move_old_mark(self) -> None:
+        """Take over the one mark that version 0.1.0 kept, in a file of its own."""
+        offer = self._read("installing.json", Offer)
+        if offer is not None:
+            if self.mark(offer.delivery) is None:
+                self.put_mark(Mark(offer=offer, starts=1))
+            (self.path / "installing.json").unlink()
+
+    # --- what people want ---------------------------------------------------------------------------------------------
+
+    def preferences(self) -> Preferences:
+        """Return what the owner wants; the defaults before anything was said. Raises BadFileError."""
+        return self._read("preferences.json", Preferences) or Preferences()
+
+    def save_preferences(self, preferences: Preferences) -> None:
+        """Keep what the owner wants."""
+        self._write("preferences.json", preferences)
+
+    def inbox(self) -> tuple[InboxEntry, ...]:
+        """Return the deliveries a person is asked about or has decided on, oldest first. Raises BadFileError."""
+        return self._read("inbox.json", tuple[InboxEntry, ...]) or ()
+
+    def save_inbox(self, entries: tuple[InboxEntry, ...]) -> None:
+        """Keep the inbox."""
+        self._write("inbox.json", entries)
 
     # --- devices ------------------------------------------------------------------------------------------------------
 
@@ -264,8 +339,33 @@ class StateFolder:
         except OSError as error:
             raise _unwritable(path, error) from None
 
+    def _remove_temporary_files(self) -> None:
+        """Remove what writers that were killed left behind; the caller holds the lock.
+
+        The preferences are written without it, so one of their temporary files may be in use.
+        """
+        for folder in (self.path, self._marks):
+            for file in folder.glob(".*.json.*"):
+                if not file.name.startswith(".preferences."):
+                    with contextlib.suppress(OSError):
+                        file.unlink()
+
+
+def _parted(
+    programs: tuple[InstalledProgram, ...], program: str
+) -> tuple[InstalledProgram | None, tuple[InstalledProgram, ...]]:
+    """Return the one with the id `program`, and the others."""
+    found = next((one for one in programs if one.program == program), None)
+    return found, tuple(one for one in programs if one.program != program)
+
 
 def _unwritable(path: Path, error: OSError) -> RefusedError:
+    if error.errno == errno.EIO:
+        return RefusedError(
+            f"The disk failed to keep {path}: {error.strerror}.",
+            hint="What was to be kept may be lost; check the disk before this device is started again.",
+            code="disk-failed",
+        )
     return RefusedError(
         f"{path} cannot be written: {error.strerror}.",
         hint="Make room on the disk, or check who owns the folder.",

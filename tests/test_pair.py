@@ -58,6 +58,7 @@ class Pair:
         self.closed: hub_side.Close | None = None
         self.file = bytearray(len(content))
         self.installed: bytes | None = None
+        self.answers: list[messages.State | None] = []  # of a person, to each next offer
         self.heard: list[Message] = []
         self._delivery: Delivery | None = None
         self._receiver: Receiver | None = None
@@ -140,6 +141,8 @@ class Pair:
         match action:
             case terminal_side.Say(message):
                 self._hub(hub_side.Received(codec.decode(codec.encode(message))))
+            case terminal_side.Consider(serial, _):
+                self._terminal(terminal_side.Considered(serial, self.answers.pop(0) if self.answers else None))
             case terminal_side.Begin(_, offer):
                 self._receiver = Receiver(offer)
             case terminal_side.AddPage(serial, page):
@@ -155,9 +158,10 @@ class Pair:
                 self._fetched(serial)
             case terminal_side.Verify(serial):
                 self._terminal(terminal_side.Verified(serial))
-            case terminal_side.Install(serial, offer):
+            case terminal_side.Install(_, offer):
                 self.installed = bytes(self.file)
-                self._terminal(terminal_side.InstallEnded(serial, True, "", "", offer.installer.version))
+                done = messages.State(delivery=offer.delivery, state="done", version=offer.installer.version)
+                self._terminal(terminal_side.InstallEnded(offer.delivery, done, None))
 
     def _fetched(self, serial: int) -> None:
         receiver = self._receiver

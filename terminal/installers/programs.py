@@ -53,19 +53,19 @@ class Tail:
     """A pipe that is drained all the time and of which the last 8 KiB are kept."""
 
     def __init__(self) -> None:
-        self._outlet, self.inlet = os.pipe()
+        self.outlet, self.inlet = os.pipe()
         self._kept = b""
-        os.set_blocking(self._outlet, False)
-        asyncio.get_running_loop().add_reader(self._outlet, self._read)
+        os.set_blocking(self.outlet, False)
+        asyncio.get_running_loop().add_reader(self.outlet, self._read)
 
     def _read(self) -> bool:
         """Read once; return whether there may be more."""
         try:
-            data = os.read(self._outlet, READ_BYTES)
+            data = os.read(self.outlet, READ_BYTES)
         except BlockingIOError:
             return False
         if not data:
-            asyncio.get_running_loop().remove_reader(self._outlet)
+            asyncio.get_running_loop().remove_reader(self.outlet)
         self._kept = (self._kept + data)[-OUTPUT_BYTES:]
         return bool(data)
 
@@ -78,8 +78,8 @@ class Tail:
         for _ in range(2):
             if not self._read():
                 break
-        asyncio.get_running_loop().remove_reader(self._outlet)
-        os.close(self._outlet)
+        asyncio.get_running_loop().remove_reader(self.outlet)
+        os.close(self.outlet)
         return self._kept.decode(errors="replace")
 
 
@@ -99,11 +99,13 @@ async def run_program(
     """
     tails = Tail(), Tail()
     inlets = [tail.inlet for tail in tails]
+    # The child keeps the other ends too: one that outlives this process can still write some more.
+    kept = (*(tail.outlet for tail in tails), *(() if lock is None else (lock,)))
     if output is not None:
         os.close(inlets[0])
         inlets[0] = output
     try:
-        exit_code, timed_out, trouble = await _run(command, inlets, seconds, environment, folder or Path("/"), lock)
+        exit_code, timed_out, trouble = await _run(command, inlets, seconds, environment, folder or Path("/"), kept)
     finally:
         said = [tail.close() for tail in tails]
     return Outcome(exit_code, timed_out, output=said[0], errors=trouble or said[1])
@@ -115,7 +117,7 @@ async def _run(
     seconds: float,
     environment: Mapping[str, str],
     folder: Path,
-    lock: int | None,
+    kept: tuple[int, ...],
 ) -> tuple[int, bool, str]:
     """Return the exit code, whether the deadline passed, and why the program could not start, if so."""
     try:
@@ -127,7 +129,7 @@ async def _run(
             env=dict(environment),
             cwd=folder,
             start_new_session=True,
-            pass_fds=() if lock is None else (lock,),
+            pass_fds=kept,
         )
     except (OSError, ValueError) as error:
         return CANNOT_START, False, f"{command[0]} cannot be started: {error}"

@@ -161,6 +161,8 @@ class Peer:
                     sender.acknowledge(frames, 0.0)
                 case other:
                     heard.append(other)
+                    if isinstance(other, messages.State) and other.state == "installing":
+                        await self.say(messages.Noted(of=offer.delivery, state="installing"))
         return heard
 
 

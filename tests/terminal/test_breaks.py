@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import shutil
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from terminal.agent import run_agent
 from terminal.client import enrol, open_client
 from terminal.connection import Connection
 from terminal.downloads import Download
-from terminal.receiving import Receiving, settle_interrupted
-from terminal.state import StateFolder
+from terminal.installing import Installations
+from terminal.receiving import Receiving
+from terminal.state import Mark, StateFolder
 from tests.terminal.scripted import DEVICE, NoteTaker, Peer, hub
 from tests.terminal.test_connection import THING, hang_up, identity_at, receiving, running
 
@@ -47,6 +49,21 @@ class Cannot(NoteTaker):
         raise self._error
 
 
+def nothing_installs(folder: StateFolder) -> Installations:
+    return Installations(folder, {}, lambda _kind, _sentence: None)
+
+
+async def settled(folder: StateFolder, runner: NoteTaker) -> list[session.InstallEnded]:
+    """Ask how what was interrupted ended; return what a connection would have heard of it."""
+    news: list[session.InstallEnded] = []
+    installations = Installations(folder, {"deb": runner}, lambda _kind, _sentence: None)
+    installations.ended = news.append
+    installations.settle()
+    for task in tuple(installations._settling):
+        await task
+    return news
+
+
 # --- after a crash ----------------------------------------------------------------------------------------------------
 
 
@@ -56,12 +73,12 @@ class Cannot(NoteTaker):
 async def test_a_system_that_cannot_be_asked_leaves_a_report_that_can_be_read_again(
     folder: StateFolder, error: Exception
 ) -> None:
-    folder.mark_installing(THING.offer())
-    await settle_interrupted(folder, {"deb": Cannot(error)})
+    folder.put_mark(Mark(offer=THING.offer(), starts=1))
+    await settled(folder, Cannot(error))
     (report,) = folder.reports()
     assert (report.delivery, report.state, report.reason) == ("d-1", "failed", "outcome-unknown")
     assert 0 < len(report.detail) <= limits.TEXT_CHARACTERS
-    assert folder.installing() is None
+    assert folder.marks() == ()
 
 
 async def test_a_reason_with_half_characters_of_a_file_name_can_be_kept(folder: StateFolder) -> None:
@@ -81,13 +98,13 @@ async def test_an_agent_can_be_stopped_while_it_waits_for_an_installer_that_outl
 
     asked, stop = asyncio.Event(), asyncio.Event()
     folder.save_identity(identity_at("ws://127.0.0.1:1"))
-    folder.mark_installing(THING.offer())
+    folder.put_mark(Mark(offer=THING.offer(), starts=1))
     work = run_agent(folder, DEVICE, {"deb": Waits()}, on_event=lambda _kind, _sentence: None, stop=stop)
     agent = asyncio.create_task(work)
     await asyncio.wait_for(asked.wait(), 5)
     stop.set()
     assert await asyncio.wait_for(agent, 5) == "stopped"
-    assert folder.installing() == THING.offer(), "it is asked again at the next start"
+    assert folder.marks() == (Mark(offer=THING.offer(), starts=1),), "it is asked again at the next start"
 
 
 async def test_a_terminal_with_many_unsent_reports_gets_in_and_says_them(folder: StateFolder) -> None:
@@ -97,9 +114,11 @@ async def test_a_terminal_with_many_unsent_reports_gets_in_and_says_them(folder:
 
     async def listens(peer: Peer) -> None:
         await peer.open()
+        for _ in kept:
+            said = await peer.hear(messages.State)
+            heard.append(said.delivery)
+            await peer.say(messages.Noted(of=said.delivery, state=said.state))
         await peer.hear(messages.Inventory)
-        for _ in folder.reports():
-            heard.append((await peer.hear(messages.State)).delivery)
 
     kept = [report.delivery for report in folder.reports()]
     async with hub(listens) as url, receiving(folder, url) as connection:
@@ -114,7 +133,7 @@ async def test_a_terminal_with_many_unsent_reports_gets_in_and_says_them(folder:
 async def test_a_step_that_is_stopped_leaves_no_exception_that_nobody_looks_at(
     folder: StateFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def reads(self: Download, older: Path | None = None) -> None:
+    def reads(self: Download, older: Iterable[Path] = ()) -> None:
         loop.call_soon_threadsafe(begun.set)
         while not self._abandoned:
             pass
@@ -124,7 +143,7 @@ async def test_a_step_that_is_stopped_leaves_no_exception_that_nobody_looks_at(
     unseen: list[dict[str, Any]] = []
     loop.set_exception_handler(lambda _loop, context: unseen.append(context))
     monkeypatch.setattr(Download, "prepare", reads)
-    hands = Receiving(folder, {}, unseen.append, unseen.append, lambda _kind, _sentence: None)  # type: ignore[arg-type]
+    hands = Receiving(folder, nothing_installs(folder), unseen.append, unseen.append, lambda _kind, _sentence: None)  # type: ignore[arg-type]
     hands.perform(session.Begin(1, THING.offer()))
     hands.perform(session.Prepare(1))
     await begun.wait()

@@ -32,9 +32,10 @@ from terminal.agent import back_off, run_agent
 from terminal.client import enrol, open_client
 from terminal.connection import Connection, address_of, connected, login_of
 from terminal.dialling import parse_address, show_url
+from terminal.installing import Installations
 from terminal.link import error_of, unix_path
 from terminal.receiving import Receiving
-from terminal.state import Identity, StateFolder
+from terminal.state import Identity, Mark, StateFolder
 from tests.terminal.scripted import DEVICE, DEVICE_KEY, HUB_KEY, NoteTaker, Peer, certificate_in, hub, thing
 
 THING = thing(700_000)
@@ -71,8 +72,11 @@ async def receiving(folder: StateFolder, url: str, runner: NoteTaker | None = No
     identity = identity_at(url)
     address = address_of(identity)
     login = login_of(identity, address, DEVICE, receives=True)
-    async with connected(address, login, folder, runners={"deb": runner or NoteTaker()}) as connection:
+    installations = Installations(folder, {"deb": runner or NoteTaker()}, lambda _kind, _sentence: None)
+    installations.settle()
+    async with connected(address, login, folder, installations=installations) as connection:
         yield connection
+    await installations.wait()
 
 
 async def hang_up(peer: Peer) -> None:
@@ -321,13 +325,13 @@ async def test_a_delivery_is_received_installed_reported_and_kept_until_noted(fo
         messages.State(delivery="d-1", state="verifying"),
         messages.Received(delivery="d-1"),
         messages.State(delivery="d-1", state="installing"),
-        messages.Inventory(programs=(HELLO,)),
+        messages.Inventory(programs=(HELLO,), installing=("d-1",)),
         done,
     ]
     assert runner.installed == [THING.content]
     assert runner.tasks[0].facts == {"file_name": "hello_1.0_all.deb"}
     assert (kept, folder.reports(), folder.inventory()) == ([(done,)], (), (HELLO,))
-    assert folder.installing() is None
+    assert folder.marks() == ()
 
 
 async def test_a_report_comes_again_on_the_next_login_until_it_is_noted(folder: StateFolder) -> None:
@@ -336,8 +340,8 @@ async def test_a_report_comes_again_on_the_next_login_until_it_is_noted(folder: 
 
     async def forgets(peer: Peer) -> None:
         await peer.open()
-        await peer.hear(messages.Inventory)
         assert await peer.hear(messages.State) == done
+        await peer.hear(messages.Inventory)
 
     async def notes(peer: Peer) -> None:
         await forgets(peer)
@@ -449,10 +453,11 @@ async def test_a_lie_is_refused_and_reported_and_nothing_is_installed(
 async def test_an_installation_outlives_its_connection_and_is_reported_on_the_next(folder: StateFolder) -> None:
     class Slow(NoteTaker):
         async def install(self, task: Any) -> Any:
+            begun.set()
             await broken.wait()
             return await super().install(task)
 
-    broken = asyncio.Event()
+    begun, broken = asyncio.Event(), asyncio.Event()
 
     async def breaks_off(peer: Peer) -> None:
         await peer.open()
@@ -469,11 +474,13 @@ async def test_an_installation_outlives_its_connection_and_is_reported_on_the_ne
         while True:
             message = await peer.hear_any()
             if isinstance(message, messages.State) and message.state == "installing":
+                await peer.say(messages.Noted(of="d-1", state="installing"))
+                await begun.wait()
                 return
 
     async with hub(breaks_off) as url, receiving(folder, url, Slow()) as connection:
         await connection.link.ended()
-        assert folder.installing() == THING.offer()
+        assert [mark.offer for mark in folder.marks()] == [THING.offer()]
         broken.set()
     assert folder.reports() == (messages.State(delivery="d-1", state="done", version="1.0"),)
     assert folder.inventory() == (HELLO,)
@@ -499,7 +506,8 @@ async def test_a_peer_that_stays_silent_is_pinged_and_then_dropped(
 
 async def test_what_is_abandoned_in_the_middle_of_a_step_is_no_news(folder: StateFolder) -> None:
     news: list[Any] = []
-    hands = Receiving(folder, {}, news.append, news.append, lambda _kind, _sentence: None)
+    nothing_installs = Installations(folder, {}, lambda _kind, _sentence: None)
+    hands = Receiving(folder, nothing_installs, news.append, news.append, lambda _kind, _sentence: None)
     hands.perform(session.Begin(1, THING.offer()))
     assert hands.perform(session.AddPage(1, THING.page())) == session.PageAdded(1, last=True)
     (folder.downloads / THING.digest.hex()).write_bytes(THING.content)
@@ -694,7 +702,7 @@ async def running(folder: StateFolder, url: str, runner: NoteTaker | None = None
     finally:
         agent.stop.set()
         with suppress(LockstepError):
-            assert await asyncio.wait_for(agent.task, 10) == "stopped"
+            assert await asyncio.wait_for(agent.task, 10) in ("stopped", "still-installing")
 
 
 async def test_other_commands_speak_through_the_running_agent(folder: StateFolder) -> None:
@@ -785,7 +793,9 @@ async def test_an_agent_the_hub_does_not_know_is_not_retried(folder: StateFolder
             await asyncio.wait_for(asyncio.shield(agent.task), 10)
 
 
-async def test_stopping_an_agent_in_the_middle_of_an_installation_leaves_a_mark(folder: StateFolder) -> None:
+async def test_an_agent_that_is_stopped_waits_a_while_for_an_installation_and_leaves_its_mark(
+    folder: StateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Endless(NoteTaker):
         async def install(self, task: Any) -> Any:
             begun.set()
@@ -799,32 +809,63 @@ async def test_stopping_an_agent_in_the_middle_of_an_installation_leaves_a_mark(
         with suppress(ConnectionClosed):
             await peer.send_object(THING, THING.offer())
 
+    monkeypatch.setattr(agent_module, "INSTALLATION_SECONDS", 0.05)
     async with hub(delivers) as url:
-        async with running(folder, url, Endless()):
+        async with running(folder, url, Endless()) as agent:
             await asyncio.wait_for(begun.wait(), 10)
-        assert folder.installing() == THING.offer()
+            agent.stop.set()
+            assert await asyncio.wait_for(agent.task, 5) == "still-installing"
+        assert [mark.offer for mark in folder.marks()] == [THING.offer()]
         assert folder.reports() == ()
+
+
+async def test_an_installation_that_ends_soon_is_waited_for_when_an_agent_is_stopped(folder: StateFolder) -> None:
+    class Slow(NoteTaker):
+        async def install(self, task: Any) -> Any:
+            begun.set()
+            await goes_on.wait()
+            return await super().install(task)
+
+    begun, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def delivers(peer: Peer) -> None:
+        await peer.open()
+        await peer.hear(messages.Inventory)
+        with suppress(ConnectionClosed):
+            await peer.send_object(THING, THING.offer())
+
+    async with hub(delivers) as url, running(folder, url, Slow()) as agent:
+        await asyncio.wait_for(begun.wait(), 10)
+        agent.stop.set()
+        await asyncio.wait((agent.task,), timeout=0.05)
+        goes_on.set()
+        assert await asyncio.wait_for(agent.task, 5) == "stopped"
+    assert [report.state for report in folder.reports()] == ["done"]
+    assert folder.marks() == ()
 
 
 @pytest.mark.parametrize(("version", "states"), [("1.0", ["done"]), ("0.9", []), (None, [])])
 async def test_after_a_crash_the_system_is_asked_how_the_installation_ended(
     folder: StateFolder, version: str | None, states: list[str]
 ) -> None:
-    reports: list[str] = []
-    listened = asyncio.Event()
+    said: list[Any] = []
 
     async def listens(peer: Peer) -> None:
         await peer.open()
-        await peer.hear(messages.Inventory)
-        reports.extend([(await peer.hear(messages.State)).state for _ in states])
-        listened.set()
+        while not (said and isinstance(said[-1], messages.Inventory) and not said[-1].installing):
+            said.append(await peer.hear_any())
+            if isinstance(said[-1], messages.State):
+                break
+        settled.set()
         await hang_up(peer)
 
-    folder.mark_installing(THING.offer())
+    settled = asyncio.Event()
+    folder.put_mark(Mark(offer=THING.offer(), starts=1))
     async with hub(listens) as url, running(folder, url, NoteTaker(version=version)):
-        await listened.wait()
-    assert reports == states
-    assert (folder.installing(), bool(folder.inventory())) == (None, bool(states))
+        await asyncio.wait_for(settled.wait(), 10)
+    assert [one.state for one in said if isinstance(one, messages.State)] == states
+    assert bool(folder.inventory()) is bool(states)
+    assert [(mark.starts, mark.running) for mark in folder.marks()] == ([] if states else [(1, False)])
 
 
 def test_back_off_grows_to_a_minute_and_is_never_the_same_for_all() -> None:
@@ -836,7 +877,9 @@ def test_back_off_grows_to_a_minute_and_is_never_the_same_for_all() -> None:
     assert len(set(many)) == 200
 
 
-async def test_an_agent_stops_at_once_while_an_installation_outlives_its_lost_hub(folder: StateFolder) -> None:
+async def test_an_agent_stops_soon_while_an_installation_outlives_its_lost_hub(
+    folder: StateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Endless(NoteTaker):
         async def install(self, task: Any) -> Any:
             begun.set()
@@ -858,6 +901,7 @@ async def test_an_agent_stops_at_once_while_an_installation_outlives_its_lost_hu
         async with open_client(folder) as client:
             with pytest.raises(UnavailableError):
                 await client.devices()
+        monkeypatch.setattr(agent_module, "INSTALLATION_SECONDS", 0.05)
         agent.stop.set()
-        assert await asyncio.wait_for(agent.task, 5) == "stopped"
-    assert folder.installing() == THING.offer()
+        assert await asyncio.wait_for(agent.task, 5) == "still-installing"
+    assert [mark.offer for mark in folder.marks()] == [THING.offer()]

@@ -79,7 +79,7 @@ def test_chunks_an_older_file_has_are_not_wanted(folder: StateFolder, tmp_path: 
     older = tmp_path / "older"
     older.write_bytes(THING.content)
     download = begin(folder, newer)
-    download.prepare(older)
+    download.prepare([older])
     assert 0 < fetch(download, newer) <= 4
     download.verify()
     assert download.file.read_bytes() == newer.content

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 import pytest
+from msgspec import structs
 
-from protocol import keys, messages
+from protocol import keys, limits, messages
 from protocol.errors import ProtocolError, RefusedError
 from protocol.messages import InstalledProgram, Message
 from terminal import session
@@ -17,6 +18,8 @@ THING = thing(200_000)
 HELLO = InstalledProgram(
     program="hello", package_name="hello", version="1.0", installer_kind="deb", digest=THING.digest
 )
+DONE_REPORT = messages.State(delivery="d-1", state="done", version="1.0")
+DONE = session.InstallEnded("d-1", DONE_REPORT, HELLO)
 Kind = TypeVar("Kind", bound=Action)
 
 
@@ -46,8 +49,17 @@ def opened(
     receives: bool = True,
     inventory: tuple[InstalledProgram, ...] = (),
     reports: tuple[messages.State, ...] = (),
+    installing: tuple[messages.Offer, ...] = (),
+    decided: tuple[messages.State, ...] = (),
 ) -> tuple[Session, list[Action]]:
-    brain = Session(login(receives=receives), NONCE, inventory=inventory, reports=reports)
+    brain = Session(
+        login(receives=receives),
+        NONCE,
+        inventory=inventory,
+        reports=reports,
+        installing=installing,
+        decided=decided,
+    )
     [hello] = says(feed(brain, session.Connected()))
     assert isinstance(hello, messages.Hello)
     hear(brain, challenge_for(hello))
@@ -57,7 +69,8 @@ def opened(
 def fetching() -> tuple[Session, int]:
     """A session that has asked for all chunks of its first offer."""
     brain, _ = opened()
-    begin = only(session.Begin, hear(brain, THING.offer()))
+    consider = only(session.Consider, hear(brain, THING.offer()))
+    begin = only(session.Begin, feed(brain, session.Considered(consider.serial, None)))
     only(session.AddPage, hear(brain, THING.page()))
     only(session.Prepare, feed(brain, session.PageAdded(begin.serial, last=True)))
     runs = (messages.Run(0, THING.manifest.count),)
@@ -69,8 +82,22 @@ def fetching() -> tuple[Session, int]:
 def installing() -> tuple[Session, int]:
     brain, serial = fetching()
     feed(brain, session.Fetched(serial, 1, 200_000, (), complete=True))
-    only(session.Install, feed(brain, session.Verified(serial)))
+    feed(brain, session.Verified(serial))
+    only(session.Install, hear(brain, messages.Noted(of="d-1", state="installing")))
     return brain, serial
+
+
+def waiting() -> tuple[Session, int]:
+    """A session that has said `installing` and was not answered yet."""
+    brain, serial = fetching()
+    feed(brain, session.Fetched(serial, 1, 200_000, (), complete=True))
+    feed(brain, session.Verified(serial))
+    return brain, serial
+
+
+def offer_of(program: str, delivery: str) -> messages.Offer:
+    offer = THING.offer(delivery)
+    return structs.replace(offer, installer=structs.replace(offer.installer, program=program))
 
 
 def devices(revision: int, *names: str, page: int = 0, pages: int = 1, re: int = 0) -> messages.Devices:
@@ -157,10 +184,10 @@ def test_an_error_that_names_no_request_ends_the_connection_with_its_reason() ->
 # --- after the welcome ------------------------------------------------------------------------------------------------
 
 
-def test_a_receiving_terminal_says_its_inventory_and_then_its_unsent_reports_in_order() -> None:
+def test_a_receiving_terminal_says_its_unsent_reports_in_order_and_then_its_inventory() -> None:
     reports = tuple(messages.State(delivery=f"d-{n}", state="done", version="1") for n in (2, 1))
     _, actions = opened(inventory=(HELLO,), reports=reports)
-    assert says(actions) == [messages.Inventory(programs=(HELLO,)), *reports]
+    assert says(actions) == [*reports, messages.Inventory(programs=(HELLO,))]
 
 
 def test_a_report_stays_on_disk_until_the_hub_has_noted_it() -> None:
@@ -235,26 +262,70 @@ def test_a_delivery_runs_from_the_offer_to_the_report() -> None:
     assert feed(brain, session.Verified(serial)) == [
         session.Say(messages.Received(delivery="d-1")),
         session.Say(messages.State(delivery="d-1", state="installing")),
-        session.Install(serial, THING.offer()),
     ]
-    report = messages.State(delivery="d-1", state="done", version="1.0")
-    assert feed(brain, session.InstallEnded(serial, True, "installed", "", "1.0")) == [
-        session.Record(HELLO),
-        session.Say(messages.Inventory(programs=(HELLO,))),
-        session.KeepReport(report),
-        session.Say(report),
+    assert hear(brain, messages.Noted(of="d-1", state="verifying")) == []
+    permitted = hear(brain, messages.Noted(of="d-1", state="installing"))
+    assert permitted == [session.Install(serial, THING.offer())]
+    assert feed(brain, DONE) == [
+        session.Say(messages.Inventory(programs=(HELLO,), installing=("d-1",))),
+        session.Say(DONE_REPORT),
     ]
+    assert hear(brain, messages.Noted(of="d-1", state="done")) == [session.DropReport("d-1", "done")]
+
+
+def test_permission_that_comes_twice_installs_once() -> None:
+    brain, _ = installing()
+    assert hear(brain, messages.Noted(of="d-1", state="installing")) == []
 
 
 def test_a_failed_installation_leaves_the_inventory_as_it_was() -> None:
-    brain, serial = installing()
-    actions = feed(brain, session.InstallEnded(serial, False, "maintainer-scripts", "postinst ended with 1", ""))
+    brain, _ = installing()
     report = messages.State(delivery="d-1", state="failed", reason="maintainer-scripts", detail="postinst ended with 1")
-    assert actions == [
-        session.Say(messages.Inventory(programs=())),
-        session.KeepReport(report),
-        session.Say(report),
+    assert says(feed(brain, session.InstallEnded("d-1", report, None))) == [
+        messages.Inventory(programs=(), installing=("d-1",)),
+        report,
     ]
+
+
+def test_what_is_withdrawn_before_the_hub_has_noted_that_it_installs_is_not_installed() -> None:
+    brain, serial = waiting()
+    assert hear(brain, messages.Withdraw(delivery="d-1")) == [
+        session.Abandon(serial, discard=False),
+        session.Forget("d-1"),
+    ]
+    assert hear(brain, messages.Noted(of="d-1", state="installing")) == []
+    assert says(feed(brain, session.PaceSet(1))) == [messages.Inventory(programs=(), bytes_per_second=1)]
+
+
+def test_the_inventory_names_what_it_asked_to_install_until_its_report_is_said() -> None:
+    brain, _ = waiting()
+    [named] = says(feed(brain, session.PaceSet(5)))
+    hear(brain, messages.Noted(of="d-1", state="installing"))
+    [still] = says(feed(brain, session.PaceSet(5)))
+    assert named == still == messages.Inventory(programs=(), installing=("d-1",), bytes_per_second=5)
+    feed(brain, DONE)
+    [after] = says(feed(brain, session.PaceSet(0)))
+    assert after == messages.Inventory(programs=(HELLO,))
+
+
+def test_what_installs_since_the_connection_before_is_named_and_its_report_said() -> None:
+    brain, actions = opened(installing=(THING.offer(),))
+    assert says(actions) == [messages.Inventory(programs=(), installing=("d-1",))]
+    assert says(feed(brain, DONE)) == [messages.Inventory(programs=(HELLO,), installing=("d-1",)), DONE_REPORT]
+
+
+def test_an_installation_that_ends_before_the_welcome_is_reported_after_it() -> None:
+    brain = Session(login(), NONCE, installing=(THING.offer(),))
+    [hello] = says(feed(brain, session.Connected()))
+    assert isinstance(hello, messages.Hello)
+    assert feed(brain, DONE) == []
+    hear(brain, challenge_for(hello))
+    assert says(hear(brain, WELCOME)) == [DONE_REPORT, messages.Inventory(programs=(HELLO,))]
+
+
+def test_what_was_interrupted_and_did_not_happen_is_named_no_longer() -> None:
+    brain, _ = opened(installing=(THING.offer(),))
+    assert says(feed(brain, session.InstallEnded("d-1", None, None))) == [messages.Inventory(programs=())]
 
 
 def test_a_step_that_fails_is_refused_and_reported_and_its_file_thrown_away() -> None:
@@ -279,36 +350,159 @@ def test_without_room_the_partial_file_is_kept_for_another_try() -> None:
 def test_a_new_offer_replaces_one_that_is_not_installing_yet() -> None:
     brain, serial = fetching()
     actions = hear(brain, THING.offer("d-2"))
-    assert actions == [session.Abandon(serial, discard=False), session.Begin(serial + 1, THING.offer("d-2"))]
+    assert actions == [session.Abandon(serial, discard=False), session.Consider(serial + 1, THING.offer("d-2"))]
     assert feed(brain, session.Fetched(serial, 1, 5, (), complete=True)) == [], "late news of the replaced one"
 
 
-def test_while_installing_another_offer_is_refused_as_busy() -> None:
-    brain, serial = installing()
+def test_an_offer_for_the_program_that_installs_is_refused_as_busy() -> None:
+    brain, _ = installing()
     [refused] = says(hear(brain, thing(1_000, seed=9).offer("d-2")))
     assert isinstance(refused, messages.Refused)
     assert refused.reason == "busy"
-    assert feed(brain, session.InstallEnded(serial, True, "installed", "", "1.0")), "the first goes on"
+    assert feed(brain, DONE), "the first goes on"
+
+
+def test_while_one_installs_another_program_comes_and_installs_beside_it() -> None:
+    brain, serial = installing()
+    other = offer_of("other", "d-2")
+    assert hear(brain, other) == [session.Consider(serial + 1, other)]
+    feed(brain, session.Considered(serial + 1, None))
+    assert feed(brain, DONE), "the first ends meanwhile"
+    feed(brain, session.PageAdded(serial + 1, last=True))
+    feed(brain, session.Fetched(serial + 1, 1, 200_000, (), complete=True))
+    feed(brain, session.Verified(serial + 1))
+    assert hear(brain, messages.Noted(of="d-2", state="installing")) == [session.Install(serial + 1, other)]
+
+
+def test_no_more_than_sixteen_install_at_once() -> None:
+    brain, _ = opened(installing=tuple(offer_of(f"p-{n}", f"d-{n}") for n in range(limits.INSTALLING_AT_ONCE)))
+    [refused] = says(hear(brain, offer_of("other", "d-x")))
+    assert isinstance(refused, messages.Refused)
+    assert refused.reason == "busy"
 
 
 def test_a_withdrawn_delivery_stops_and_reports_nothing() -> None:
     brain, serial = fetching()
-    assert hear(brain, messages.Withdraw(delivery="d-9")) == []
-    assert hear(brain, messages.Withdraw(delivery="d-1")) == [session.Abandon(serial, discard=False)]
+    assert hear(brain, messages.Withdraw(delivery="d-9")) == [session.Forget("d-9")]
+    assert hear(brain, messages.Withdraw(delivery="d-1")) == [
+        session.Abandon(serial, discard=False),
+        session.Forget("d-1"),
+    ]
 
 
 def test_an_installation_under_way_cannot_be_withdrawn() -> None:
     brain, _ = installing()
     assert hear(brain, messages.Withdraw(delivery="d-1")) == []
+    assert says(feed(brain, DONE))
 
 
 def test_what_is_installed_already_is_reported_done_at_once() -> None:
     brain, _ = opened(inventory=(HELLO,))
     actions = hear(brain, THING.offer("d-7"))
-    assert [one.state for one in says(actions) if isinstance(one, messages.State)] == [
-        "verifying",
-        "installing",
-        "done",
+    done = messages.State(delivery="d-7", state="done", version="1.0")
+    assert actions == [session.KeepReport(done), session.Say(done)]
+
+
+# --- what is told until it is noted -----------------------------------------------------------------------------------
+
+
+def test_many_reports_are_said_in_portions_as_they_are_noted_and_the_inventory_last() -> None:
+    reports = tuple(messages.State(delivery=f"d-{n}", state="done", version="1") for n in range(100))
+    brain, actions = opened(reports=reports)
+    heard = says(actions)
+    assert tuple(heard) == reports[: session.TOLD_AT_ONCE]
+    for number in range(100):
+        heard += says(hear(brain, messages.Noted(of=f"d-{number}", state="done")))
+    assert heard == [*reports, messages.Inventory(programs=())]
+
+
+def test_with_too_much_to_tell_no_offer_is_taken_until_some_is_noted() -> None:
+    reports = tuple(messages.State(delivery=f"r-{n}", state="done") for n in range(session.TOLD_KEPT))
+    brain, _ = opened(reports=reports)
+    [refused] = says(hear(brain, THING.offer()))
+    assert isinstance(refused, messages.Refused)
+    assert refused.reason == "busy"
+    hear(brain, messages.Noted(of="r-0", state="done"))
+    assert only(session.Consider, hear(brain, THING.offer()))
+
+
+def test_an_offer_of_what_was_reported_and_not_noted_yet_waits_for_the_note() -> None:
+    report = messages.State(delivery="d-1", state="failed", reason="no-space")
+    brain, _ = opened(reports=(report,))
+    assert hear(brain, THING.offer()) == []
+    hear(brain, messages.Noted(of="d-1", state="failed"))
+    assert only(session.Consider, hear(brain, THING.offer()))
+
+
+# --- consent ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        messages.State(delivery="d-1", state="asking"),
+        messages.State(delivery="d-1", state="postponed", reason="quiet-hours", seconds=60),
+    ],
+)
+def test_an_offer_that_has_to_wait_for_a_person_is_answered_and_its_pages_passed_over(said: messages.State) -> None:
+    brain, _ = opened()
+    consider = only(session.Consider, hear(brain, THING.offer()))
+    assert feed(brain, session.Considered(consider.serial, said)) == [session.Say(said)]
+    assert hear(brain, THING.page()) == []
+    assert hear(brain, THING.offer("d-2")) == [session.Consider(consider.serial + 1, THING.offer("d-2"))]
+
+
+def test_an_offer_this_device_never_takes_is_declined_by_a_report_that_is_kept() -> None:
+    brain, _ = opened()
+    consider = only(session.Consider, hear(brain, THING.offer()))
+    report = messages.State(delivery="d-1", state="declined", reason="by-policy")
+    assert feed(brain, session.Considered(consider.serial, report)) == [
+        session.KeepReport(report),
+        session.Say(report),
     ]
-    assert only(session.KeepReport, actions).report.delivery == "d-7"
-    assert not [one for one in actions if isinstance(one, session.Begin)]
+    assert hear(brain, messages.Noted(of="d-1", state="declined")) == [session.DropReport("d-1", "declined")]
+
+
+def test_a_decision_is_told_until_it_is_noted() -> None:
+    brain, _ = opened()
+    accepted = messages.State(delivery="d-1", state="queued", reason="accepted")
+    assert feed(brain, session.Decided(accepted)) == [session.Say(accepted)]
+    assert hear(brain, messages.Noted(of="d-1", state="queued")) == []
+    assert only(session.Consider, hear(brain, THING.offer()))
+
+
+def test_a_decision_on_what_is_not_wanted_any_more_is_answered_by_a_withdraw() -> None:
+    brain, _ = opened()
+    feed(brain, session.Decided(messages.State(delivery="d-1", state="queued", reason="accepted")))
+    assert hear(brain, messages.Withdraw(delivery="d-1")) == [session.Forget("d-1")]
+    report = messages.State(delivery="d-2", state="declined", reason="by-person")
+    feed(brain, session.Decided(report))
+    assert hear(brain, messages.Withdraw(delivery="d-2")) == [
+        session.DropReport("d-2", "declined"),
+        session.Forget("d-2"),
+    ]
+
+
+def test_accepting_everything_at_once_is_told_in_portions() -> None:
+    brain, _ = opened()
+    heard: list[Message] = []
+    said = [messages.State(delivery=f"d-{n}", state="queued", reason="accepted") for n in range(limits.INBOX_ROWS)]
+    for one in said:
+        heard += says(feed(brain, session.Decided(one)))
+    assert len(heard) == session.TOLD_AT_ONCE
+    for one in said:
+        heard += says(hear(brain, messages.Noted(of=one.delivery, state="queued")))
+    assert heard == said
+
+
+def test_what_was_decided_while_there_was_no_connection_is_said_before_the_inventory() -> None:
+    accepted = messages.State(delivery="d-1", state="queued", reason="accepted")
+    _, actions = opened(decided=(accepted,))
+    assert says(actions) == [accepted, messages.Inventory(programs=())]
+
+
+def test_it_is_too_late_to_decline_what_comes_or_installs() -> None:
+    brain, _ = fetching()
+    assert (brain.is_under_way("d-1"), brain.is_under_way("d-2")) == (True, False)
+    brain, _ = installing()
+    assert brain.is_under_way("d-1")

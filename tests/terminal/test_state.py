@@ -1,5 +1,6 @@
 """The state folder on a real disk, with another real process at the lock."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 
 from protocol.errors import BadFileError, NotLoggedInError, RefusedError, UsageError
 from protocol.messages import DeviceRow, InstalledProgram, State
-from terminal.state import REPORTS_KEPT, Identity, StateFolder, default_state_path
+from terminal.state import Identity, Mark, StateFolder, default_state_path
 from tests.terminal.scripted import DEVICE, thing
 
 IDENTITY = Identity(
@@ -39,8 +40,8 @@ def folder(tmp_path: Path) -> StateFolder:
     return StateFolder(tmp_path / "state")
 
 
-def program(name: str, version: str = "1") -> InstalledProgram:
-    return InstalledProgram(program=name, package_name=name, version=version, installer_kind="deb", digest=b"x" * 32)
+def program(name: str, version: str = "1", digest: bytes = b"x" * 32) -> InstalledProgram:
+    return InstalledProgram(program=name, package_name=name, version=version, installer_kind="deb", digest=digest)
 
 
 @contextmanager
@@ -69,14 +70,69 @@ def test_everything_kept_comes_back_from_a_fresh_folder_object(folder: StateFold
     folder.save_identity(IDENTITY)
     folder.save_device(DEVICE)
     folder.save_devices("e1", 7, (row,))
-    folder.mark_installing(offer)
+    folder.put_mark(Mark(offer=offer, starts=2, before="0.9"))
     again = StateFolder(folder.path)
     saved = again.devices()
     assert saved is not None
-    assert (again.identity(), again.device(), again.installing()) == (IDENTITY, DEVICE, offer)
+    assert (again.identity(), again.device(), again.mark("d-1")) == (
+        IDENTITY,
+        DEVICE,
+        Mark(offer=offer, starts=2, before="0.9"),
+    )
     assert (saved.epoch, saved.revision, saved.rows) == ("e1", 7, (row,))
-    again.clear_installing()
-    assert again.installing() is None
+    again.drop_mark("d-1")
+    assert (again.marks(), again.mark("d-1")) == ((), None)
+
+
+def test_the_mark_of_version_0_1_0_is_taken_over_once(folder: StateFolder) -> None:
+    offer = thing(5_000).offer()
+    (folder.path / "installing.json").write_bytes(msgspec.json.encode(offer))
+    assert folder.marks() == (Mark(offer=offer, starts=1),)
+    assert not (folder.path / "installing.json").exists()
+    folder.drop_mark("d-1")
+    assert StateFolder(folder.path).marks() == ()
+
+
+def test_a_delivery_with_any_name_has_a_mark_of_its_own(folder: StateFolder) -> None:
+    offers = [thing(5_000).offer(delivery) for delivery in ("../identity", "d/1", "x" * 128, "d-1")]
+    for offer in offers:
+        folder.put_mark(Mark(offer=offer, starts=1))
+    assert [mark.offer for mark in folder.marks()] == offers
+    assert not folder.has_identity()
+
+
+def test_the_program_before_is_remembered_when_another_file_takes_its_place(folder: StateFolder) -> None:
+    first, second, third = (program("hello", f"{number}.0", bytes([number]) * 32) for number in (1, 2, 3))
+    folder.record_installed(first)
+    folder.record_installed(first)
+    assert folder.previous() == ()
+    folder.record_installed(second)
+    folder.record_installed(program("other"))
+    assert folder.previous() == (first,)
+    folder.record_installed(third)
+    assert folder.previous() == (second,)
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next_holder_of_the_lock(folder: StateFolder) -> None:
+    left = [folder.path / ".reports.json.a1b2", folder.path / "installing" / ".0a.json.c3"]
+    in_use = folder.path / ".preferences.json.x9"  # written by commands that do not hold the lock
+    for file in (*left, in_use):
+        file.write_bytes(b"{")
+    with folder.lock():
+        assert [file.exists() for file in (*left, in_use)] == [False, False, True]
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.EIO, "disk-failed"), (errno.ENOSPC, "state-folder")])
+def test_a_disk_that_fails_is_told_from_one_that_is_full(
+    folder: StateFolder, monkeypatch: pytest.MonkeyPatch, number: int, code: str
+) -> None:
+    def fails(_descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(RefusedError) as caught:
+        folder.add_report(State(delivery="d-1", state="done"))
+    assert caught.value.code == code
 
 
 def test_only_the_owner_can_read_the_folder_and_its_files(folder: StateFolder) -> None:
@@ -126,12 +182,11 @@ def test_reports_stay_in_order_until_the_very_state_is_noted(folder: StateFolder
     assert folder.reports() == (second,)
 
 
-def test_reports_nobody_notes_do_not_grow_without_end(folder: StateFolder) -> None:
-    many = tuple(State(delivery=f"d-{number}", state="done") for number in range(REPORTS_KEPT))
+def test_no_report_is_lost_however_many_wait_to_be_noted(folder: StateFolder) -> None:
+    many = tuple(State(delivery=f"d-{number}", state="done") for number in range(1_000))
     (folder.path / "reports.json").write_bytes(msgspec.json.encode(many))
     folder.add_report(State(delivery="d-new", state="done"))
-    kept = folder.reports()
-    assert (len(kept), kept[0].delivery, kept[-1].delivery) == (REPORTS_KEPT, "d-1", "d-new")
+    assert [one.delivery for one in folder.reports()] == [*(one.delivery for one in many), "d-new"]
 
 
 def test_a_write_that_cannot_be_finished_leaves_the_old_file_and_no_rubbish(

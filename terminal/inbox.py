@@ -1,0 +1,148 @@
+"""The inbox: what waits for a person at this device, and what people decided. Performed on the state folder's files.
+
+A decision is on the disk before anything is said of it. What is decided while there is no connection is acted on when
+the hub offers again; only of what it was told to put off it has to hear.
+"""
+
+import difflib
+import time
+from collections.abc import Callable
+from datetime import datetime
+from typing import Final
+
+from msgspec import structs
+
+from protocol import life, limits, messages
+from protocol.errors import LockstepError, UnknownNameError, UsageError
+from protocol.messages import Decide, InboxRow, Offer
+from terminal import consent
+from terminal.consent import InboxEntry
+from terminal.state import StateFolder
+
+OnEvent = Callable[[str, str], None]
+
+NEAR_NAMES: Final = 3
+
+
+def _say_nothing(_kind: str, _sentence: str) -> None:
+    """Nobody listens to events."""
+
+
+# --- what the hub offers and withdraws ----------------------------------------------------------------------------
+
+
+def consider(folder: StateFolder, offer: Offer, on_event: OnEvent) -> messages.State | None:
+    """Return what is said to an offer, None when it is taken. Whoever is to be asked finds it in the inbox then.
+
+    Raises BadFileError and RefusedError (`state-folder`).
+    """
+    now = time.time()
+    entries = folder.inbox()
+    entry = next((one for one in entries if one.row.delivery == offer.delivery), None)
+    clock = datetime.now().astimezone()
+    said = consent.answer_to(
+        offer, folder.preferences(), entry, now=now, minute_of_day=clock.hour * 60 + clock.minute + clock.second / 60
+    )
+    if said is None or said.state == life.State.DECLINED:
+        return said
+    if said.state == life.State.ASKING:
+        _announce(offer, on_event)
+    folder.save_inbox(_with(entries, _entry_after(entry or consent.entry_of(offer, now), said, now)))
+    return said
+
+
+def _entry_after(entry: InboxEntry, said: messages.State, now: float) -> InboxEntry:
+    """Return `entry` as it stands once `said` is said: what a person has put off stays as it was decided."""
+    if entry.decision == "later" and said.state == life.State.POSTPONED:
+        return structs.replace(entry, told=said.state)
+    row = structs.replace(entry.row, seconds=said.seconds)
+    return structs.replace(entry, row=row, decision="", decided_at=max(now, 0.0), told=said.state)
+
+
+def _announce(offer: Offer, on_event: OnEvent) -> None:
+    installer = offer.installer
+    sender = f" from {offer.initiator}" if offer.initiator else ""
+    on_event(
+        "asking",
+        f"{installer.program} {installer.version}{sender} asks to be installed: "
+        f"`lockstep-terminal accept {offer.delivery}`, `decline` or `later`.",
+    )
+
+
+def _with(entries: tuple[InboxEntry, ...], entry: InboxEntry) -> tuple[InboxEntry, ...]:
+    """Put `entry` in place of one of its delivery or program. Past the bound the oldest goes: it is offered again."""
+    row = entry.row
+    others = (one for one in entries if row.delivery != one.row.delivery and row.program != one.row.program)
+    youngest = time.time() - life.DELIVERY_SECONDS
+    return (*(one for one in others if one.row.since >= youngest), entry)[-limits.INBOX_ROWS :]
+
+
+def forget(folder: StateFolder, delivery: str, on_event: OnEvent = _say_nothing) -> None:
+    """Take a delivery out of the inbox: it is not wanted any more, or done."""
+    entries = folder.inbox()
+    gone = [one for one in entries if one.row.delivery == delivery]
+    if gone:
+        folder.save_inbox(tuple(one for one in entries if one.row.delivery != delivery))
+        on_event("withdrawn", f"{gone[0].row.program} {gone[0].row.version} is not wanted here any more ({delivery}).")
+
+
+# --- what a person asks and decides -------------------------------------------------------------------------------
+
+
+def rows(folder: StateFolder) -> tuple[InboxRow, ...]:
+    """Return what waits for a person, oldest first."""
+    now = time.time()
+    return tuple(entry.shown(now) for entry in folder.inbox() if entry.decision != "accept")
+
+
+def decided_unheard(entries: tuple[InboxEntry, ...]) -> tuple[messages.State, ...]:
+    """Return the acceptances the hub has to hear after a login: it was told to put these off, so it will not ask."""
+    return tuple(
+        consent.accepted(one.row.delivery)
+        for one in entries
+        if one.decision == "accept" and one.told == life.State.POSTPONED
+    )
+
+
+def decide(folder: StateFolder, decide: Decide, is_under_way: Callable[[str], bool]) -> messages.State:
+    """Keep a person's decision and return what the hub is to be told, which for `decline` is a report, kept too.
+
+    Raises UnknownNameError for a delivery that does not wait, UsageError for one that it is too late to put off.
+    """
+    entries = folder.inbox()
+    entry = next((one for one in entries if one.row.delivery == decide.delivery), None)
+    if entry is None:
+        raise _unknown(decide.delivery, entries)
+    if decide.decision != "accept" and is_under_way(decide.delivery):
+        raise UsageError(f"It is too late: {entry.row.program} {entry.row.version} is being received.", code="too-late")
+    if decide.decision == "decline":
+        report = consent.declined(decide.delivery, "by-person")
+        folder.add_report(report)
+        forget(folder, decide.delivery)
+        return report
+    return _keep(folder, entries, entry, decide)
+
+
+def _keep(folder: StateFolder, entries: tuple[InboxEntry, ...], entry: InboxEntry, decide: Decide) -> messages.State:
+    accepts = decide.decision == "accept"
+    seconds = 0.0 if accepts else min(decide.seconds or consent.LATER_SECONDS, consent.LONGEST_LATER_SECONDS)
+    said = consent.accepted(decide.delivery) if accepts else consent.postponed(decide.delivery, seconds, "by-person")
+    kept = structs.replace(
+        entry,
+        row=structs.replace(entry.row, seconds=seconds),
+        decision="accept" if accepts else "later",
+        decided_at=max(time.time(), 0.0),
+    )
+    folder.save_inbox(tuple(kept if one is entry else one for one in entries))
+    return said
+
+
+def _unknown(delivery: str, entries: tuple[InboxEntry, ...]) -> LockstepError:
+    known = [one.row.delivery for one in entries if one.decision != "accept"]
+    near = tuple(difflib.get_close_matches(delivery, known, n=NEAR_NAMES, cutoff=0.5))
+    return UnknownNameError(
+        f"No delivery {delivery!r} waits for a decision.",
+        near=near,
+        hint="" if near else "`lockstep-terminal inbox` lists what waits.",
+        code="unknown-delivery",
+    )
