@@ -24,16 +24,17 @@ from tests.chaos.outcome import Options, Outcome
 from tests.chaos.world import Faults, World, opened_world
 
 Kind = Literal["hub", "terminal", "both"]
-Moment = Literal["flowing", "installing", "accepted", "any"]
+Moment = Literal["flowing", "whole", "installing", "accepted", "any"]
 
 SHARES: Final[dict[Kind, int]] = {"hub": 1_000, "terminal": 500, "both": 200}
-MOMENTS: Final[dict[Moment, int]] = {"flowing": 76, "installing": 10, "accepted": 6, "any": 8}
+MOMENTS: Final[dict[Moment, int]] = {"flowing": 60, "whole": 10, "installing": 16, "accepted": 6, "any": 8}
 WORLDS: Final = 2
 LEAST_MID_TRANSFER: Final = 0.6
 SAY_EVERY_KILLS: Final = 25
 MOMENT_WITHIN_SECONDS: Final = 20.0
 ANY_WITHIN_SECONDS: Final = 1.5
 ACCEPTED_WITHIN_SECONDS: Final = 0.05
+WHOLE_WITHIN_SECONDS: Final = 0.2
 INSTALLING_WITHIN_SECONDS: Final = 0.3
 EARLY_SHARE: Final = 0.05  # of the hub's starts that are killed as well, before it listens; not counted as kills
 EARLY_WITHIN_SECONDS: Final = 0.8
@@ -98,6 +99,8 @@ class Killer:
                 match moment:
                     case "flowing":
                         await self._flowing(device)
+                    case "whole":
+                        await self._whole(device)
                     case "installing":
                         await self._installing(device)
                     case "accepted":
@@ -122,6 +125,12 @@ class Killer:
                 await asyncio.sleep(WATCH_EVERY_SECONDS)
             if device.job is job and device.is_mid_transfer():
                 return
+
+    async def _whole(self, device: Device) -> None:
+        """Wait until the last of an object has come, and then some: it is verified, and asks whether it may install."""
+        await _until(device.is_mid_transfer)
+        await _until(lambda: not device.is_mid_transfer())
+        await asyncio.sleep(self._chance.uniform(0, WHOLE_WITHIN_SECONDS))
 
     async def _installing(self, device: Device) -> None:
         """Wait until an installer has begun, and then some."""
