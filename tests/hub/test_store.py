@@ -6,6 +6,8 @@ import re
 import signal
 import sqlite3
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from hub import store
 from hub.store import Store, Transaction
 from protocol.errors import UnavailableError
+from tests.hub.rooms import small_disk
 
 
 async def add(transaction: Transaction, name: str) -> None:
@@ -24,6 +27,15 @@ async def names(store: Store) -> list[str]:
         return [row["name"] for row in await transaction.rows("accounts")]
 
     return await store.transaction(body)
+
+
+@asynccontextmanager
+async def opened(path: Path) -> AsyncIterator[Store]:
+    store = await Store.open(path)
+    try:
+        yield store
+    finally:
+        await store.close()
 
 
 async def test_a_body_that_fails_is_rolled_back_alone(tmp_path: Path) -> None:
@@ -152,15 +164,70 @@ async def test_a_kill_right_after_an_acknowledgement_loses_nothing(tmp_path: Pat
     assert await stored_numbers(path) >= set(range(acknowledged + 1))
 
 
-async def test_a_full_disk_is_unavailable_and_nothing_unwritten_was_acknowledged(tmp_path: Path) -> None:
+async def test_a_write_that_fails_ends_the_store_and_nothing_unwritten_was_acknowledged(tmp_path: Path) -> None:
     path = tmp_path / "hub.db"
-    writer = await start_writer(path, limit_bytes=300_000)
+    writer = await start_writer(path, limit_bytes=300_000)  # past it write() fails with EFBIG: an I/O error to SQLite
     async with asyncio.timeout(30):
         output, _ = await writer.communicate()
     *acknowledged, last = output.decode().splitlines()
-    assert last.startswith("unavailable The hub's database could not write")
-    assert acknowledged, "some went through before the disk was full"
+    assert last.startswith("unavailable The hub's disk could not keep what was written")
+    assert acknowledged, "some went through before the write failed"
     assert await stored_numbers(path) == set(map(int, acknowledged))
+
+
+async def test_once_the_disk_has_failed_nothing_is_acknowledged_any_more_even_if_a_retry_would_succeed(
+    tmp_path: Path,
+) -> None:
+    store = await Store.open(tmp_path / "hub.db")
+    await store.transaction(lambda t: add(t, "before"))
+    await asyncio.to_thread(store.fail, "a pack: Input/output error")
+    with pytest.raises(UnavailableError, match="a pack: Input/output error") as caught:
+        await store.transaction(lambda t: add(t, "after"))
+    assert caught.value.code == "disk-failed"
+    async with asyncio.timeout(10):
+        assert str(await store.failed()) == str(caught.value)
+    await store.close()
+    again = await Store.open(tmp_path / "hub.db")
+    assert await names(again) == ["before"]
+    await again.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+async def test_a_full_disk_refuses_what_waits_and_the_store_goes_on_when_there_is_room_again(tmp_path: Path) -> None:
+    acknowledged: list[str] = []
+    with small_disk(tmp_path / "disk", 1_000_000) as disk:
+        async with opened(disk / "hub.db") as store:
+            (disk / "filler").write_bytes(bytes(300_000))
+            with pytest.raises(UnavailableError, match="disk is full") as caught:
+                for number in range(1_000):
+                    name = f"{number:03}" + "x" * 2_000
+                    await store.transaction(lambda t, name=name: add(t, name))  # type: ignore[misc]
+                    acknowledged.append(name)
+            assert caught.value.code == "disk-full"
+            (disk / "filler").unlink()
+            await store.transaction(lambda t: add(t, "then"))
+        async with opened(disk / "hub.db") as again:
+            assert acknowledged and await names(again) == [*acknowledged, "then"]
+
+
+async def test_a_copy_is_whole_while_bodies_go_on_writing(tmp_path: Path) -> None:
+    store = await Store.open(tmp_path / "hub.db")
+
+    async def two(transaction: Transaction, number: int) -> None:
+        await add(transaction, f"{number}-one")
+        await asyncio.sleep(0)
+        await add(transaction, f"{number}-two")
+
+    writing = [asyncio.create_task(store.transaction(lambda t, n=n: two(t, n))) for n in range(300)]  # type: ignore[misc]
+    await writing[0]
+    await store.copy_to(tmp_path / "copy.db")
+    await asyncio.gather(*writing)
+    await store.close()
+    copy = await Store.open(tmp_path / "copy.db")
+    copied = await names(copy)
+    await copy.close()
+    assert {"0-one", "0-two"} <= set(copied)
+    assert len([name for name in copied if name.endswith("-one")]) * 2 == len(copied), "no body is in it by half"
 
 
 def whole_table_scans(sql: str) -> list[str]:
