@@ -14,7 +14,7 @@ KINDS: list[Kind] = ["hub", "terminal", "both", "hub"]
 
 async def test_nothing_accepted_is_lost_or_done_twice_by_a_few_kills(tmp_path: Path) -> None:
     tally = Tally(len(KINDS))
-    world = await chaos(tmp_path / "world", SEED, KINDS, tally, devices=2)
+    world = await chaos(tmp_path / "world", SEED, KINDS, tally, devices=2, moments={"flowing": 1})
     outcome = outcome_of([world], tally)
     assert outcome.passed, f"seed {SEED}: {outcome.line}"
     assert outcome.resumes > 0

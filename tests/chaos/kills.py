@@ -7,9 +7,15 @@ link had carried fewer bytes since the request than the object has, so that it c
 
 Accepted is what was answered with `sync_accepted`, as written down outside of Lockstep. Lost: unknown afterwards, not
 ended within two minutes, or ended otherwise than well. Doubled: the installer's command ran again though what it
-installs was in place. Wrong: said to be done, and the file in place has another SHA-256. Which moments are chosen
-follows from the seed; what the processes were doing then does not, so a seed that failed once may have to be run more
-than once.
+installs was in place. Wrong: said to be done, and the file in place has another SHA-256.
+
+A resume is a further connection of the same sync on which the object went on flowing. What the links carried beyond the
+object's stored size holds frames sent twice, the manifest again, the logins' chatter and what a killed terminal had not
+read yet; what lay in the hub's or the proxy's buffers when a link ended never came over it. It may be one window of
+frames for each resume (16 of 256 KiB) and 128 KiB for each connection.
+
+Which moments are chosen follows from the seed; what the processes were doing then does not, so a seed that failed once
+may have to be run more than once.
 """
 
 import asyncio
