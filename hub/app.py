@@ -6,6 +6,7 @@ The data folder holds everything: `hub.lock` (held while anything uses the folde
 
 import fcntl
 import os
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -43,7 +44,12 @@ class Hub:
         self.pokes = Pokes()
         self.presence = Presence()
         self.passwords = Passwords()
-        self.objects = Objects(settings.data_folder / "objects", reserve_bytes=settings.disk_reserve_bytes)
+        self.objects = Objects(
+            settings.data_folder / "objects",
+            reserve_bytes=_reserve_bytes(settings),
+            store_bytes=settings.store_bytes,
+            on_disk_failure=store.fail,
+        )
         self.catalogue = Catalogue(store, self.objects)
         self.accounts = Accounts(store, self.passwords, terminals_per_account=settings.terminals_per_account)
         self.clock = HubClock()
@@ -142,6 +148,13 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _reserve_bytes(settings: Settings) -> int:
+    """Return what is kept free: as set; the default gives way to 5 % of a disk that is smaller than 20 GiB."""
+    if settings.disk_reserve_bytes != Settings().disk_reserve_bytes:
+        return settings.disk_reserve_bytes
+    return min(settings.disk_reserve_bytes, shutil.disk_usage(settings.data_folder).total // 20)
 
 
 def _load_key(path: Path) -> SigningKey:

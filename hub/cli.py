@@ -10,8 +10,9 @@ import logging
 import os
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, TypeVar, get_args
@@ -20,6 +21,8 @@ import click
 
 from protocol.device import Architecture, FormFactor, OsType
 from protocol.errors import ConflictError, LockstepError, UsageError
+
+_END_AFTER_FAILURE_SECONDS: Final = 10.0
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -126,8 +129,25 @@ async def _serve(settings: Any) -> None:
         note = "" if settings.encrypted else " (not encrypted)"
         click.echo(f"lockstep-hub listens on {scheme}://{shown}:{server.port}{note}, data in {settings.data_folder}")
         sys.stdout.flush()
-        await stop.wait()
+        await _until_stopped(stop, hub.store.failed())
         click.echo("lockstep-hub is stopping; what is owed is kept.")
+
+
+async def _until_stopped(stop: asyncio.Event, disk_failure: Coroutine[Any, Any, LockstepError]) -> None:
+    """Wait for a signal. Raises the error of a disk that has failed; the process then ends within 10 s, come what may.
+
+    The good end is tried because it tells those who wait; a disk that is dying may hang any call.
+    """
+    failing = asyncio.create_task(disk_failure)
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait((failing, stopping), return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if failing.done():
+        deadline = threading.Timer(_END_AFTER_FAILURE_SECONDS, os._exit, (1,))
+        deadline.daemon = True
+        deadline.start()
+        raise failing.result()
+    failing.cancel()
 
 
 @main.group()

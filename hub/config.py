@@ -33,6 +33,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     tls_cert: str = ""
     tls_key: str = ""
     disk_reserve_bytes: Annotated[int, Meta(ge=0)] = limits.GIB
+    store_bytes: Annotated[int, Meta(ge=0)] = 100 * limits.GIB
     terminals_per_account: Annotated[int, Meta(ge=1, le=limits.TARGETS_PER_SYNC)] = 2_000
     sockets_before_login: Annotated[int, Meta(ge=1)] = 256
     delivery_seconds: Annotated[float, Meta(gt=0, le=life.DELIVERY_SECONDS * 12)] = life.DELIVERY_SECONDS
