@@ -136,6 +136,72 @@ async def test_hub_time_never_goes_back_on_disk(tmp_path: Path) -> None:
         assert hub.clock.now() >= 5_000.0
 
 
+async def test_an_installation_that_has_begun_outlives_its_delivery(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path, delivery_seconds=1_000.0) as hub:
+        asks = await add_terminal(hub, await add_account(hub))
+        await publish(hub, tmp_path)
+        accepted = await ask(hub, asks, "k")
+        await pass_time(hub, 990)
+        await say(hub, asks, (await claimed(hub, asks)).delivery, "verifying", "installing")
+        await pass_time(hub, 2 * DAY - 60)
+        assert (await row_of(hub, asks, accepted)).state == "installing"
+
+
+async def test_however_much_is_overdue_at_once_one_look_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hub.deliveries.ROWS_AT_ONCE", 2)
+    async with open_rooms(tmp_path) as hub:
+        asks = await add_terminal(hub, await add_account(hub))
+        syncs = []
+        for program in ("hello", "world", "alpha", "zulu", "other"):
+            await publish(hub, tmp_path, program=program)
+            syncs.append(await ask(hub, asks, program, program=program))
+        await pass_time(hub, 30 * DAY + 1)
+        assert {(await row_of(hub, asks, sync)).state for sync in syncs} == {"expired"}
+
+
+async def test_whoever_a_change_concerns_is_poked(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        account = await add_account(hub)
+        asks, target = await add_terminal(hub, account, "Asks"), await add_terminal(hub, account, "Target")
+        await publish(hub, tmp_path)
+        both = {("owed", target.terminal_id), ("asked", asks.terminal_id)}
+        first = await ask(hub, asks, "1", target)
+        assert await hub.pokes.take() == both
+        delivery = (await claimed(hub, target)).delivery
+        assert await hub.pokes.take() == {("asked", asks.terminal_id)}
+        await ask(hub, asks, "2", target)
+        await hub.pokes.take()
+        await hub.syncs.cancel(asks, first.sync)  # the second leads now, and is to be claimed
+        assert await hub.pokes.take() == both
+        again = (await claimed(hub, target)).delivery
+        assert again != delivery
+        await say(hub, target, again, "postponed", seconds=60.0)
+        await hub.pokes.take()
+        await pass_time(hub, 61)
+        assert await hub.pokes.take() == both
+        await pass_time(hub, 30 * DAY)
+        assert await hub.pokes.take() == both
+
+
+async def test_when_quiet_hours_end_everybody_who_is_there_is_looked_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_rooms(tmp_path) as hub:
+        quiet = [60.0]
+        monkeypatch.setattr(hub.deliveries, "quiet_seconds", lambda: quiet[0])
+        monkeypatch.setattr(hub.presence, "receiving", lambda: frozenset({"t-1", "t-2"}))
+        reaper = Reaper(hub.deliveries, hub.pokes, hub.presence)
+        await reaper.look()
+        quiet[0] = 0.0
+        await reaper.look()
+        assert await hub.pokes.take() == {("owed", "t-1"), ("owed", "t-2")}
+        hub.pokes.poke("asked", "t-3")
+        await reaper.look()
+        assert await hub.pokes.take() == {("asked", "t-3")}
+
+
 # --- another try --------------------------------------------------------------------------------------------------
 
 
@@ -357,6 +423,33 @@ async def test_who_cancels_ends_only_their_own_sync_and_the_next_in_line_goes_on
         assert (await row_of(hub, asks, third)).state == "offered"
         await say(hub, asks, again.delivery, "verifying", "installing", "done")
         assert (await row_of(hub, asks, second)).state == (await row_of(hub, asks, third)).state == "done"
+
+
+async def test_what_follows_is_never_sent_itself(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        asks = await add_terminal(hub, await add_account(hub))
+        await publish(hub, tmp_path)
+        first = await ask(hub, asks, "1")
+        await ask(hub, asks, "2")
+        delivery = (await claimed(hub, asks)).delivery
+        assert delivery == first.targets[0].delivery
+        await say(hub, asks, delivery, "asking")
+        assert await claim(hub, asks) is None
+        await say(hub, asks, delivery, "queued")
+        await say(hub, asks, (await claimed(hub, asks)).delivery, "failed", reason="no-space")
+        assert await claim(hub, asks) is None
+
+
+async def test_what_followed_can_be_undone_too(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        asks = await add_terminal(hub, await add_account(hub))
+        older, newer = await publish(hub, tmp_path), await publish(hub, tmp_path, "2.0")
+        await install(hub, asks, older, "1")
+        await ask(hub, asks, "leads")
+        follows = await ask(hub, asks, "follows")
+        await say(hub, asks, (await claimed(hub, asks)).delivery, "verifying", "installing", "done")
+        await say_inventory(hub, asks, newer, first=False)
+        assert [row.version for row in (await undo(hub, asks, follows.sync)).targets] == ["1.0"]
 
 
 async def test_a_follower_can_be_cancelled_by_itself(tmp_path: Path) -> None:

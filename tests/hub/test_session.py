@@ -386,6 +386,16 @@ def test_what_a_person_is_asked_about_is_withdrawn_when_it_is_no_longer_wanted()
     assert feed(session, brain.Owing()) == [brain.Claim()], "it is asked about no more"
 
 
+def test_a_decision_that_comes_too_late_is_answered_with_a_withdrawal_and_forgotten() -> None:
+    session = serving()
+    hear(session, report("asking"))
+    feed(session, brain.Reported(report("asking"), "noted"), brain.LiveChecked(()), brain.Claimed(None))
+    hear(session, report("queued"))
+    withdrawn = feed(session, brain.Reported(report("queued"), "refused"))
+    assert withdrawn == [Send(messages.Withdraw(delivery="d-1"))]
+    assert feed(session, brain.Owing()) == [brain.Claim()], "nothing is held there any more"
+
+
 def test_what_a_person_agreed_to_is_looked_up_again() -> None:
     session = serving()
     hear(session, report("asking"))
