@@ -11,8 +11,8 @@ from msgspec import structs
 
 from protocol import limits, messages
 from protocol.device import DeviceInfo, InstallerKind
-from protocol.errors import BadFileError, LockstepError, RefusedError, UnavailableError, UsageError
-from protocol.messages import AnyMessage, Decide, Request
+from protocol.errors import BadFileError, ConflictError, LockstepError, RefusedError, UnavailableError, UsageError
+from protocol.messages import AnyMessage, Done, Inbox, LocalRequest, Request
 from terminal import inbox
 from terminal.connection import Connection, address_of, connected, login_of
 from terminal.dialling import show_url
@@ -73,7 +73,8 @@ class Agent:
         self.installations = Installations(folder, runners, on_event)
         self._connection: Connection | None = None  # while requests can be passed on
         self._why_away: LockstepError = UnavailableError("This terminal is not connected to its hub yet.")
-        self.local = LocalSocket(folder, self._welcome, self._ask)
+        self._pace = folder.preferences().bytes_per_second
+        self.local = LocalSocket(folder, self._welcome, self._ask, self._answer)
 
     def use(self, *, insecure_lan: bool, ca_file: Path | None) -> None:
         """Dial as these say, where they say more than the login did."""
@@ -174,10 +175,21 @@ class Agent:
             frame_bytes=limits.FRAME_BYTES,
         )
 
-    def _decide(self, decide: Decide) -> None:
-        said = inbox.decide(self._folder, decide, self._is_under_way)
-        if self._connection is not None:
-            self._connection.decided(said)
+    async def _answer(self, request: LocalRequest) -> AnyMessage:
+        self._look_again()
+        if isinstance(request, Inbox) or self._connection is None:
+            return inbox.answer(self._folder, request)
+        said = inbox.decide(self._folder, request, self._is_under_way)
+        if not await self._connection.decided(said) and request.decision != "decline":
+            raise ConflictError(f"Delivery {request.delivery} is not wanted any more.", code="withdrawn")
+        return Done(re=request.id)
+
+    def _look_again(self) -> None:
+        """Act on preferences that were changed meanwhile; most are read when there is an offer."""
+        pace = self._folder.preferences().bytes_per_second
+        if self._connection is not None and pace != self._pace:
+            self._connection.set_pace(pace)
+        self._pace = pace
 
     def _is_under_way(self, delivery: str) -> bool:
         return self._connection is not None and self._connection.is_under_way(delivery)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from protocol.errors import ConflictError, LockstepError
+from terminal import deciding
 from terminal.place import (
     Place,
     common_options,
@@ -32,7 +33,7 @@ from terminal.place import (
 from terminal.simulator import simulate
 
 if TYPE_CHECKING:
-    from terminal.client import Client
+    from terminal.client import Client, SyncWatch
     from terminal.state import Identity, StateFolder
     from terminal.targets import Choice
 
@@ -58,8 +59,8 @@ def _print_version(context: click.Context, _parameter: click.Parameter, asked: b
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
-    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 partly done, 4 log in first, 5 no such device or program, "
-    "6 hub unreachable, 7 still waiting.",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 partly done, 4 log in first, 5 no such device, program "
+    "or delivery, 6 hub unreachable, 7 still waiting.",
 )
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Print the version."
@@ -240,6 +241,16 @@ _to_option = click.option(
     metavar="NAME|ID|all",
     help="A target, or several parted by commas; may be given again. all: every other that has ever received.",
 )
+_timeout_option = click.option(
+    "--timeout",
+    "timeout_seconds",
+    type=click.FloatRange(min=0),
+    default=600,
+    show_default=True,
+    metavar="SECONDS",
+    help="Wait this long at most.",
+)
+_no_wait_option = click.option("--no-wait", is_flag=True, help="Return as soon as the hub has accepted the sync.")
 _version_option = click.option("--version", default="", metavar="V", help="This version.  [default: the newest]")
 
 
@@ -273,39 +284,56 @@ async def _choice(client: "Client", to: tuple[str, ...]) -> "Choice":
 @click.argument("program")
 @_to_option
 @_version_option
-@click.option(
-    "--timeout",
-    "timeout_seconds",
-    type=click.FloatRange(min=0),
-    default=600,
-    show_default=True,
-    metavar="SECONDS",
-    help="Wait this long at most.",
-)
-@click.option("--no-wait", is_flag=True, help="Return as soon as the hub has accepted the sync.")
+@_timeout_option
+@_no_wait_option
 @common_options
 def sync(place: Place, program: str, to: tuple[str, ...], version: str, timeout_seconds: float, no_wait: bool) -> int:
     """Bring PROGRAM to other devices, and wait until every one that is online has it.
 
-    A device that is offline gets it when it comes back; it is not waited for. Ctrl-C leaves the sync to the hub.
+    A device that is offline gets it when it comes back, one that asks a person when they agree; neither is waited for.
+    Ctrl-C leaves the sync to the hub.
     """
     return asyncio.run(_sync(place, program, to, version, None if no_wait else timeout_seconds))
 
 
 async def _sync(place: Place, program: str, to: tuple[str, ...], version: str, timeout_seconds: float | None) -> int:
-    from terminal.targets import sync_exit_code
-    from terminal.watching import left_to_the_hub, show_sync, wait_for_targets
-
     async with connected_client(place) as client:
         choice = await _choice(client, to)
         watch = await client.sync(program, targets=choice.targets, everyone=choice.everyone, version=version)
-        place.tell(f"Sync {watch.sync} of {watch.program} is accepted.")
-        if timeout_seconds is not None:
-            with left_to_the_hub(place, watch):
-                await wait_for_targets(place, watch, timeout_seconds)
+        return await _follow(place, watch, timeout_seconds)
+
+
+async def _follow(place: Place, watch: "SyncWatch", timeout_seconds: float | None) -> int:
+    """Watch an accepted sync for that long (None: not at all), show how it stands then, and return the exit code."""
+    from terminal.targets import sync_exit_code
+    from terminal.watching import left_to_the_hub, show_sync, wait_for_targets
+
+    place.tell(f"Sync {watch.sync} of {watch.program} is accepted.")
+    if timeout_seconds is not None:
+        with left_to_the_hub(place, watch):
+            await wait_for_targets(place, watch, timeout_seconds)
     code = sync_exit_code(watch.targets.values(), waits=timeout_seconds is not None)
     show_sync(place, watch, code)
     return code
+
+
+@commands.command()
+@click.argument("sync_id", metavar="SYNC")
+@click.option(
+    "--on", multiple=True, metavar="NAME|ID", help="Only on this device; may be given again.  [default: all of SYNC]"
+)
+@_timeout_option
+@_no_wait_option
+@common_options
+def undo(place: Place, sync_id: str, on: tuple[str, ...], timeout_seconds: float, no_wait: bool) -> int:
+    """Bring back the version that was there before SYNC, and wait as `sync` does."""
+    return asyncio.run(_undo(place, sync_id, on, None if no_wait else timeout_seconds))
+
+
+async def _undo(place: Place, sync_id: str, on: tuple[str, ...], timeout_seconds: float | None) -> int:
+    async with connected_client(place) as client:
+        targets = (await _choice(client, on)).targets if on else ()  # `all` is every target of the sync
+        return await _follow(place, await client.undo(sync_id, targets=targets), timeout_seconds)
 
 
 @commands.command()
@@ -389,7 +417,8 @@ def _now() -> datetime:
     return datetime.now(UTC).astimezone()
 
 
-commands.add_command(simulate)
+for _command in (deciding.inbox, deciding.accept, deciding.decline, deciding.later, deciding.settings, simulate):
+    commands.add_command(_command)
 
 
 # --- the border: exceptions -> one sentence and an exit code ------------------------------------------------------

@@ -21,7 +21,18 @@ from websockets.exceptions import WebSocketException
 from protocol import codec, keys, life, limits, messages
 from protocol.device import DeviceInfo
 from protocol.errors import LockstepError, ProtocolError, RefusedError, UsageError
-from protocol.messages import AnyMessage, CancelResult, DeviceRow, Message, ProgramRow, Request, SyncRow, TargetRow
+from protocol.messages import (
+    AnyMessage,
+    CancelResult,
+    DeviceRow,
+    LocalRequest,
+    Message,
+    ProgramRow,
+    Request,
+    SyncRow,
+    TargetRow,
+)
+from terminal import inbox
 from terminal.connection import address_of, connected, login_of
 from terminal.dialling import HubSocket, parse_address
 from terminal.link import Link
@@ -162,6 +173,17 @@ class Client:
             everyone=everyone,
             version=version,
         )
+        return await self._watched(request, program)
+
+    async def undo(self, sync: str, *, targets: tuple[str, ...] = (), request_key: str = "") -> "SyncWatch":
+        """Bring back what the targets had before `sync`, all of them if none is named; it is a new sync.
+
+        Raises UnknownNameError for a sync or a terminal that does not exist.
+        """
+        request = messages.Undo(id=1, request_key=request_key or secrets.token_hex(16), sync=sync, targets=targets)
+        return await self._watched(request, "")
+
+    async def _watched(self, request: messages.Sync | messages.Undo, program: str) -> "SyncWatch":
         watch = SyncWatch(program, self.sync_result, self._leave, self._resume)
         self._link.listen(watch)
         try:
@@ -374,19 +396,43 @@ def _keep(folder: StateFolder, identity: Identity, device: DeviceInfo) -> None:
 async def _open_link(
     folder: StateFolder, identity: Identity, device: DeviceInfo | None, stack: AsyncExitStack
 ) -> tuple[Link, bool]:
-    """Return a link through another process (True) or to the hub; one that only begins to serve is waited for."""
+    """Return a link through another process (True) or to the hub."""
+    link = await _joined(folder, stack)
+    if link is not None:
+        return link, True
+    return await stack.enter_async_context(_hub_link(folder, identity, device)), False
+
+
+async def _joined(folder: StateFolder, stack: AsyncExitStack) -> Link | None:
+    """Return a link to the process that acts as this terminal, or take the lock; one that only begins is waited for."""
     give_up_at = asyncio.get_running_loop().time() + AGENT_SECONDS
     while True:
         try:
             stack.enter_context(folder.lock())
         except RefusedError:
             with contextlib.suppress(OSError, WebSocketException):
-                return await stack.enter_async_context(local_link(folder)), True
+                return await stack.enter_async_context(local_link(folder))
             if asyncio.get_running_loop().time() >= give_up_at:
                 raise
             await asyncio.sleep(_AGENT_RETRY_SECONDS)
         else:
-            return await stack.enter_async_context(_hub_link(folder, identity, device)), False
+            return None
+
+
+async def ask_here(folder: StateFolder, request: LocalRequest) -> AnyMessage:
+    """Answer a local request: by the process that acts as this terminal, else here, on its files.
+
+    Raises UnknownNameError, ConflictError (`too-late`, `withdrawn`) and RefusedError (`in-use`, `state-folder`).
+    """
+    async with AsyncExitStack() as stack:
+        link = await _joined(folder, stack)
+        if link is None:
+            return inbox.answer(folder, request)
+        return (await link.request(request))[-1]
+
+
+async def _answer_here(folder: StateFolder, request: LocalRequest) -> AnyMessage:
+    return inbox.answer(folder, request)
 
 
 @asynccontextmanager
@@ -399,7 +445,7 @@ async def _hub_link(folder: StateFolder, identity: Identity, device: DeviceInfo 
         if device is not None and device != folder.device():
             folder.save_device(device)
         link, welcome = connection.link, connection.welcome
-        local = LocalSocket(folder, lambda: welcome, link.request)
+        local = LocalSocket(folder, lambda: welcome, link.request, functools.partial(_answer_here, folder))
         link.listen(local)
         async with local.serve():
             yield link

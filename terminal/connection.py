@@ -5,16 +5,18 @@ actions are performed before the next is taken. Only the socket's writer and ste
 """
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Final
 
 from websockets.exceptions import ConnectionClosed
 
 from protocol import keys, limits, messages
 from protocol.device import DeviceInfo
-from protocol.errors import LockstepError, UnavailableError
+from protocol.errors import LockstepError, RefusedError, UnavailableError
 from protocol.liveness import Liveness
 from protocol.messages import AnyMessage, Message
 from terminal import inbox, session
@@ -24,6 +26,8 @@ from terminal.link import Link, error_of
 from terminal.receiving import Receiving
 from terminal.session import Action, Enrolling, Event, LoggingIn, Session
 from terminal.state import Identity, StateFolder
+
+DECISION_SECONDS: Final = 5.0
 
 
 def _say_nothing(_kind: str, _sentence: str) -> None:
@@ -66,6 +70,7 @@ class Connection:
         self._socket = socket
         self._folder = folder
         self._welcomed = asyncio.Event()
+        self._answers: dict[str, asyncio.Future[bool]] = {}
         self._background: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
@@ -100,9 +105,27 @@ class Connection:
                 task.cancel()
             self._keep_devices()
 
-    def decided(self, said: messages.State) -> None:
-        """Tell the hub what a person decided, until it has noted it."""
+    async def decided(self, said: messages.State) -> bool:
+        """Tell the hub what a person decided, until it has noted it; return False when it wants it no more.
+
+        An answer that takes long is not waited for: it is acted on when it comes.
+        """
+        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._answers[said.delivery] = answer
         self._feed_later(session.Decided(said))
+        try:
+            return await asyncio.wait_for(answer, DECISION_SECONDS)
+        except TimeoutError:
+            return True
+        finally:
+            self._answers.pop(said.delivery, None)
+
+    def _answer_decision(self, message: AnyMessage) -> None:
+        match message:
+            case messages.Noted(of=delivery) | messages.Withdraw(delivery=delivery):
+                answer = self._answers.get(delivery)
+                if answer is not None and not answer.done():
+                    answer.set_result(isinstance(message, messages.Noted))
 
     def set_pace(self, bytes_per_second: int) -> None:
         """Have the hub send no faster than this; 0 for no limit."""
@@ -114,6 +137,7 @@ class Connection:
 
     def _heard(self, message: AnyMessage) -> None:
         self._feed(session.Heard(message))
+        self._answer_decision(message)
 
     def _ask(self, message: Message) -> None:
         self._feed(session.Ask(message))
@@ -145,8 +169,8 @@ class Connection:
                 raise error_of(error)
             case session.Deliver(message):
                 self.link.deliver(message)
-            case session.KeepDevices(epoch, revision, rows):
-                self._folder.save_devices(epoch, revision, rows)
+            case session.KeepDevices():
+                self._keep_devices()
             case session.AskDevices():
                 self._spawn(self._ask_devices())
             case _:
@@ -168,7 +192,8 @@ class Connection:
         """Changes since the last whole list go to the disk once, not four times a second."""
         devices = self._session.devices
         if devices.epoch:
-            self._folder.save_devices(devices.epoch, devices.revision, devices.rows)
+            with contextlib.suppress(RefusedError):  # a full disk: it is a copy, no reason to part from the hub
+                self._folder.save_devices(devices.epoch, devices.revision, devices.rows)
 
     async def _keep_alive(self) -> None:
         loop = asyncio.get_running_loop()

@@ -13,8 +13,8 @@ from typing import Final
 from msgspec import structs
 
 from protocol import life, limits, messages
-from protocol.errors import LockstepError, UnknownNameError, UsageError
-from protocol.messages import Decide, InboxRow, Offer
+from protocol.errors import ConflictError, LockstepError, UnknownNameError
+from protocol.messages import AnyMessage, Decide, Done, Inbox, InboxResult, InboxRow, LocalRequest, Offer
 from terminal import consent
 from terminal.consent import InboxEntry
 from terminal.state import StateFolder
@@ -104,17 +104,32 @@ def decided_unheard(entries: tuple[InboxEntry, ...]) -> tuple[messages.State, ..
     )
 
 
+def nothing_is_under_way(_delivery: str) -> bool:
+    """There is no connection, so nothing comes."""
+    return False
+
+
+def answer(folder: StateFolder, request: LocalRequest) -> AnyMessage:
+    """Return the answer to a local request where there is no connection that takes offers. Raises as `decide`."""
+    if isinstance(request, Inbox):
+        return InboxResult(re=request.id, rows=rows(folder))
+    decide(folder, request, nothing_is_under_way)
+    return Done(re=request.id)
+
+
 def decide(folder: StateFolder, decide: Decide, is_under_way: Callable[[str], bool]) -> messages.State:
     """Keep a person's decision and return what the hub is to be told, which for `decline` is a report, kept too.
 
-    Raises UnknownNameError for a delivery that does not wait, UsageError for one that it is too late to put off.
+    Raises UnknownNameError for a delivery that does not wait, ConflictError for one that it is too late to put off.
     """
     entries = folder.inbox()
     entry = next((one for one in entries if one.row.delivery == decide.delivery), None)
     if entry is None:
         raise _unknown(decide.delivery, entries)
     if decide.decision != "accept" and is_under_way(decide.delivery):
-        raise UsageError(f"It is too late: {entry.row.program} {entry.row.version} is being received.", code="too-late")
+        raise ConflictError(
+            f"It is too late: {entry.row.program} {entry.row.version} is being received.", code="too-late"
+        )
     if decide.decision == "decline":
         report = consent.declined(decide.delivery, "by-person")
         folder.add_report(report)

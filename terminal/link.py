@@ -28,7 +28,7 @@ from protocol.errors import (
     UnknownNameError,
     UsageError,
 )
-from protocol.messages import AnyMessage, Message, Request
+from protocol.messages import AnyMessage, LocalRequest, Message, Request
 
 REQUEST_SECONDS: Final = 30.0
 CLOSE_SECONDS: Final = 2.0
@@ -49,6 +49,8 @@ ERRORS: Final[dict[str, type[LockstepError]]] = {
     "wrong-hub-name": RefusedError,
     "bad-signature": RefusedError,
     "too-large": RefusedError,
+    "state-folder": RefusedError,
+    "disk-failed": RefusedError,
     "too-many-terminals": RefusedError,
     "rate-limited": UnavailableError,
     "unavailable": UnavailableError,
@@ -58,6 +60,8 @@ ERRORS: Final[dict[str, type[LockstepError]]] = {
     "timeout": UnavailableError,
     "usage": UsageError,
     "conflict": ConflictError,
+    "withdrawn": ConflictError,
+    "too-late": ConflictError,
     "name-taken": ConflictError,
     "no-installer": UsageError,
     "no-target": UsageError,
@@ -158,7 +162,9 @@ class Link:
         self._drained.clear()
         self._outbound_changed.set()
 
-    async def request(self, request: Request, *, within_seconds: float = REQUEST_SECONDS) -> list[AnyMessage]:
+    async def request(
+        self, request: Request | LocalRequest, *, within_seconds: float = REQUEST_SECONDS
+    ) -> list[AnyMessage]:
         """Send `request` under a new id and return all pages of its answer.
 
         Raises UnavailableError when none comes in time, or the error the answer stands for.
@@ -236,7 +242,7 @@ class Link:
         self._finish(UnavailableError(f"The connection to {self._peer} is closed.", code="closed"))
         await self._socket.close()  # websockets bounds this with its close_timeout
 
-    async def _request(self, request: Request) -> list[AnyMessage]:
+    async def _request(self, request: Request | LocalRequest) -> list[AnyMessage]:
         if self.error is not None:
             raise self.error
         self._last_id += 1

@@ -1,8 +1,8 @@
 """The local socket: how other commands on this device speak through the one process that has the connection.
 
 It is a WebSocket over a Unix socket (0600) in the state folder, with the hub's own messages: the holder says `welcome`,
-passes requests on under ids of its own, and relays what comes unasked. Whoever can open the folder is this terminal, so
-there is no login.
+passes requests on under ids of its own, and relays what comes unasked. Local requests it answers itself. Whoever can
+open the folder is this terminal, so there is no login.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from websockets.asyncio.server import ServerConnection, unix_serve
 
 from protocol import limits, messages
 from protocol.errors import LockstepError, ProtocolError, UnavailableError
-from protocol.messages import AnyMessage, Message, Request
+from protocol.messages import AnyMessage, LocalRequest, Message, Request
 from terminal.link import CLOSE_SECONDS, Link, unix_path
 from terminal.state import StateFolder
 
@@ -24,17 +24,22 @@ LOCAL_CLIENTS: Final = 32
 
 
 class LocalSocket:
-    """The local clients that share a connection. `welcome` greets each; `ask` passes a request on to the hub."""
+    """The local clients that share a connection. `welcome` greets each; `ask` passes a request on to the hub.
+
+    `answer` answers a local request.
+    """
 
     def __init__(
         self,
         folder: StateFolder,
         welcome: Callable[[], messages.Welcome],
         ask: Callable[[Request], Awaitable[list[AnyMessage]]],
+        answer: Callable[[LocalRequest], Awaitable[AnyMessage]],
     ) -> None:
         self._folder = folder
         self._welcome = welcome
         self._ask = ask
+        self._answer_here = answer
         self._clients: dict[Link, set[asyncio.Task[None]]] = {}
 
     @asynccontextmanager
@@ -90,7 +95,7 @@ class LocalSocket:
                 task.cancel()
 
     def _pass_on(self, link: Link, message: AnyMessage, tasks: set[asyncio.Task[None]]) -> None:
-        if not isinstance(message, Request):
+        if not isinstance(message, Request | LocalRequest):
             raise ProtocolError(f"A local client may not say {messages.kind_of(message)!r}.", code="wrong-order")
         if len(tasks) >= limits.REQUESTS_UNDER_WAY:
             busy = UnavailableError("Too many requests are under way.", hint="Wait for some answers.", code="busy")
@@ -100,9 +105,12 @@ class LocalSocket:
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    async def _answer(self, say: Callable[[Message], None], request: Request) -> None:
+    async def _answer(self, say: Callable[[Message], None], request: Request | LocalRequest) -> None:
         try:
-            pages = await self._ask(request)
+            if isinstance(request, LocalRequest):
+                pages = [await self._answer_here(request)]
+            else:
+                pages = await self._ask(request)
         except LockstepError as error:
             say(_error_message(error, request.id))
             return

@@ -10,8 +10,8 @@ import contextlib
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 
-from protocol import life
-from protocol.errors import LockstepError, TransferError
+from protocol import life, messages
+from protocol.errors import LockstepError, RefusedError, TransferError
 from protocol.messages import Offer
 from terminal import inbox, session
 from terminal.downloads import Download, tidy
@@ -54,7 +54,7 @@ class Receiving:
                 inbox.forget(self._folder, delivery, self._on_event)
                 self._folder.drop_mark(delivery)
             case session.KeepReport(report):
-                self._folder.add_report(report)
+                self._keep(report)
                 self._on_event("delivery", outcome_words(report))
             case session.DropReport(delivery, state):
                 self._folder.drop_report(delivery, state)
@@ -64,6 +64,14 @@ class Receiving:
             case _:
                 return self._step(action)
         return None
+
+    def _keep(self, report: messages.State) -> None:
+        try:
+            self._folder.add_report(report)
+        except RefusedError:
+            if report.reason not in life.PASSING:
+                raise
+            # A full disk: it is said all the same, or nobody would hear of it. Unheard, the hub offers again.
 
     def _step(self, action: DeliveryAction) -> Event | None:
         serial = getattr(action, "serial", 0)

@@ -5,6 +5,7 @@ printable here, so that no device can send escape codes to another one's screen.
 only when something is drawn with them.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ from rich.cells import cell_len
 
 from protocol.device import DeviceInfo, OsType
 from protocol.life import FINAL, State
-from protocol.messages import DeviceRow, ProgramRow, SyncRow, TargetRow
-from terminal.targets import Standing, standing_of
+from protocol.messages import DeviceRow, InboxRow, ProgramRow, SyncRow, TargetRow
+from terminal.targets import OFFLINE, Standing, standing_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -44,7 +45,7 @@ AGE_UNITS: Final = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 STANDING_STYLES: Final[Mapping[Standing, str]] = {
     Standing.GOOD: "green",
     Standing.FAILED: "red",
-    Standing.OFFLINE: "yellow",
+    Standing.LATER: "yellow",
     Standing.UNDER_WAY: "cyan",
 }
 
@@ -82,6 +83,14 @@ def age_words(seconds: float) -> str:
         if seconds >= unit_seconds:
             return f"{int(seconds // unit_seconds)} {unit} ago"
     return "now"
+
+
+def duration_words(seconds: float) -> str:
+    """Return how long something takes in its largest unit, rounded up: "2 h"; under a second "1 s"."""
+    for unit_seconds, unit in AGE_UNITS:
+        if seconds >= unit_seconds:
+            return f"{math.ceil(seconds / unit_seconds)} {unit}"
+    return "1 s"
 
 
 def state_words(target: TargetRow) -> str:
@@ -189,7 +198,7 @@ def plan_table(targets: Iterable[TargetRow]) -> Table:
 
 
 def _plan_words(row: TargetRow) -> str:
-    if standing_of(row) is Standing.OFFLINE:
+    if row.reason == OFFLINE:
         return f"{PLAN_WORDS[State.QUEUED]} when it is online"
     return PLAN_WORDS.get(row.state, state_words(row))
 
@@ -225,7 +234,7 @@ def history_table(syncs: Iterable[SyncRow], *, now: datetime) -> Table:
                 printable(row.program),
                 printable(row.version),
                 printable(row.initiator_name or row.initiator),
-                printable(row.outcome) or "under way",
+                _outcome_words(row),
                 counts_words(row.counts),
                 size_words(row.sent),
             )
@@ -233,6 +242,32 @@ def history_table(syncs: Iterable[SyncRow], *, now: datetime) -> Table:
         ),
         empty="There have been no syncs.",
     )
+
+
+def inbox_table(rows: Iterable[InboxRow], *, now: datetime) -> Table:
+    """Return what waits for a person at this device."""
+    return Table(
+        columns=("DELIVERY", "PROGRAM", "VERSION", "FILE", "SIZE", "FROM", "SINCE", "STATE"),
+        rows=tuple(
+            (
+                printable(row.delivery),
+                printable(row.program),
+                printable(row.version),
+                printable(row.file_name),
+                size_words(row.size),
+                printable(row.initiator),
+                age_words(now.timestamp() - row.since),
+                f"postponed for {duration_words(row.seconds)}" if row.seconds else "asking",
+            )
+            for row in rows
+        ),
+        empty="Nothing waits for a decision.",
+    )
+
+
+def _outcome_words(row: SyncRow) -> str:
+    words = printable(row.outcome) or "under way"
+    return f"{words} (undoes {printable(row.undoes)})" if row.undoes else words
 
 
 def facts_table(facts: Mapping[str, object]) -> Table:

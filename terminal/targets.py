@@ -18,12 +18,13 @@ from protocol.errors import (
     UnknownNameError,
     UsageError,
 )
-from protocol.life import FINAL, GOOD
+from protocol.life import FINAL, GOOD, State
 from protocol.messages import DeviceRow, TargetRow
 
 EVERYONE: Final = "all"
 NEAR_NAMES: Final = 3
 OFFLINE: Final = "offline"
+ITS_TURN: Final = ("", "waiting", "accepted")  # reasons of a target that is queued for its turn alone
 
 
 # --- names --------------------------------------------------------------------------------------------------------
@@ -92,7 +93,7 @@ class Standing(Enum):
 
     GOOD = "good"
     FAILED = "failed"
-    OFFLINE = "offline"
+    LATER = "later"
     UNDER_WAY = "under way"
 
 
@@ -111,25 +112,25 @@ class ExitCode(IntEnum):
 
 
 # Which standings the targets of a sync have between them -> how the command ends. Every combination is here: as long as
-# something is under way, or nothing has succeeded while an offline target still may, the answer is "waiting".
-_G, _F, _O, _U = Standing.GOOD, Standing.FAILED, Standing.OFFLINE, Standing.UNDER_WAY
+# something is under way, or nothing has succeeded while a target still may later, the answer is "waiting".
+_G, _F, _L, _U = Standing.GOOD, Standing.FAILED, Standing.LATER, Standing.UNDER_WAY
 SYNC_EXIT_CODES: Final[dict[frozenset[Standing], ExitCode]] = {
     frozenset(): ExitCode.DONE,  # no target: nothing was asked for
     frozenset({_G}): ExitCode.DONE,
     frozenset({_F}): ExitCode.FAILED,
     frozenset({_G, _F}): ExitCode.PARTLY,
-    frozenset({_G, _O}): ExitCode.PARTLY,
-    frozenset({_G, _F, _O}): ExitCode.PARTLY,
-    frozenset({_O}): ExitCode.WAITING,
-    frozenset({_F, _O}): ExitCode.WAITING,
+    frozenset({_G, _L}): ExitCode.PARTLY,
+    frozenset({_G, _F, _L}): ExitCode.PARTLY,
+    frozenset({_L}): ExitCode.WAITING,
+    frozenset({_F, _L}): ExitCode.WAITING,
     frozenset({_U}): ExitCode.WAITING,
     frozenset({_U, _G}): ExitCode.WAITING,
     frozenset({_U, _F}): ExitCode.WAITING,
-    frozenset({_U, _O}): ExitCode.WAITING,
+    frozenset({_U, _L}): ExitCode.WAITING,
     frozenset({_U, _G, _F}): ExitCode.WAITING,
-    frozenset({_U, _G, _O}): ExitCode.WAITING,
-    frozenset({_U, _F, _O}): ExitCode.WAITING,
-    frozenset({_U, _G, _F, _O}): ExitCode.WAITING,
+    frozenset({_U, _G, _L}): ExitCode.WAITING,
+    frozenset({_U, _F, _L}): ExitCode.WAITING,
+    frozenset({_U, _G, _F, _L}): ExitCode.WAITING,
 }
 
 # The first class an error belongs to decides; any other error is FAILED.
@@ -148,13 +149,18 @@ def standing_of(target: TargetRow) -> Standing:
         return Standing.GOOD
     if target.state in FINAL:
         return Standing.FAILED
-    if target.reason == OFFLINE:  # queued for when it is back, or it went while it was installing
-        return Standing.OFFLINE
-    return Standing.UNDER_WAY
+    return Standing.LATER if _is_for_later(target) else Standing.UNDER_WAY
+
+
+def _is_for_later(target: TargetRow) -> bool:
+    """Return whether it waits for a person, for quiet hours to end, for room, for another try, or to be online."""
+    if target.state in (State.ASKING, State.POSTPONED) or target.reason == OFFLINE:
+        return True  # offline also when it went while it was installing
+    return target.state == State.QUEUED and target.reason not in ITS_TURN
 
 
 def is_waited_for(targets: Iterable[TargetRow]) -> bool:
-    """Return whether a target is under way; an ended one and an offline one do not hold up `sync`."""
+    """Return whether a target is under way; one that has ended or is for later does not hold up `sync`."""
     return any(standing_of(target) is Standing.UNDER_WAY for target in targets)
 
 
@@ -166,9 +172,9 @@ def has_ended(targets: Iterable[TargetRow]) -> bool:
 def sync_exit_code(targets: Collection[TargetRow], *, waits: bool = True) -> ExitCode:
     """Return the exit code of a sync whose targets stand like this when the command stops looking.
 
-    0 all done or the same already; 1 all failed (which is any other end); 3 some are done, others failed or wait until
-    they are online; 7 something is still under way, or nothing is done and an offline target still may be. Without
-    `waits` a sync that has not ended is as good as was asked for: 0.
+    0 all done or the same already; 1 all failed (which is any other end); 3 some are done, others failed or are for
+    later (offline, asking a person, postponed, another try); 7 something is still under way, or nothing is done and a
+    target still may be later. Without `waits` a sync that has not ended is as good as was asked for: 0.
     """
     if not waits and not has_ended(targets):
         return ExitCode.DONE

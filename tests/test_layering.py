@@ -97,6 +97,7 @@ ORDER: Final = (
     "terminal.tables",
     "terminal.place",
     "terminal.watching",
+    "terminal.deciding",
     "terminal.simulator",
     "terminal.cli",
     "terminal.__main__",
@@ -115,7 +116,9 @@ LIBRARIES: Final[dict[str, tuple[str, ...]]] = {
         "terminal.link", "terminal.dialling", "terminal.localsocket", "terminal.connection",
         "terminal.client", "terminal.simulated",
     ),
-    "click": ("hub.cli", "terminal.cli", "terminal.place", "terminal.simulator", "terminal.watching"),
+    "click": (
+        "hub.cli", "terminal.cli", "terminal.deciding", "terminal.place", "terminal.simulator", "terminal.watching",
+    ),
     "rich": ("terminal.tables", "terminal.place", "terminal.watching"),
     "packaging": ("hub.inspectors", "terminal.installers"),
     "uvloop": ("hub.cli", "terminal.cli"),

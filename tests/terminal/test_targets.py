@@ -15,7 +15,7 @@ DONE = TargetRow(terminal="t-1", name="Phone", state="done")
 SAME = TargetRow(terminal="t-2", name="Tablet", state="same")
 FAILED = TargetRow(terminal="t-3", name="TV", state="failed", reason="no-space")
 OFFLINE = TargetRow(terminal="t-4", name="Car", state="queued", reason="offline")
-QUEUED = TargetRow(terminal="t-5", name="Watch", state="queued", reason="busy")
+QUEUED = TargetRow(terminal="t-5", name="Watch", state="queued", reason="waiting")
 DOWNLOADING = TargetRow(terminal="t-6", name="Laptop", state="downloading")
 
 
@@ -106,22 +106,45 @@ def test_every_state_of_a_delivery_has_its_standing(state: State) -> None:
     standing = standing_of(TargetRow(terminal="t", name="T", state=state))
     if state in GOOD:
         assert standing is Standing.GOOD
+    elif state in (State.ASKING, State.POSTPONED):
+        assert standing is Standing.LATER
     else:
         assert standing is (Standing.FAILED if state in FINAL else Standing.UNDER_WAY)
 
 
-def test_a_target_that_has_not_ended_counts_as_offline_whether_it_was_queued_or_went_while_installing() -> None:
-    assert standing_of(OFFLINE) is Standing.OFFLINE
-    assert standing_of(TargetRow(terminal="t", name="T", state="installing", reason="offline")) is Standing.OFFLINE
+def test_a_target_that_is_offline_is_for_later_whether_it_was_queued_or_went_while_installing() -> None:
+    assert standing_of(OFFLINE) is Standing.LATER
+    assert standing_of(TargetRow(terminal="t", name="T", state="installing", reason="offline")) is Standing.LATER
     assert standing_of(QUEUED) is Standing.UNDER_WAY
     assert standing_of(TargetRow(terminal="t", name="T", state="failed", reason="offline")) is Standing.FAILED
 
 
 def test_a_state_of_a_newer_hub_is_under_way() -> None:
-    assert standing_of(TargetRow(terminal="t", name="T", state="postponed")) is Standing.UNDER_WAY
+    assert standing_of(TargetRow(terminal="t", name="T", state="scanning")) is Standing.UNDER_WAY
 
 
-def test_offline_and_ended_targets_are_not_waited_for() -> None:
+@pytest.mark.parametrize(
+    ("state", "reason", "standing"),
+    [
+        ("asking", "", Standing.LATER),
+        ("postponed", "quiet-hours", Standing.LATER),
+        ("queued", "no-space", Standing.LATER),
+        ("queued", "quiet-hours", Standing.LATER),
+        ("queued", "waiting", Standing.UNDER_WAY),
+        ("queued", "accepted", Standing.UNDER_WAY),
+        ("queued", "", Standing.UNDER_WAY),
+        ("downloading", "", Standing.UNDER_WAY),
+        ("expired", "too-old", Standing.FAILED),
+        ("declined", "by-person", Standing.FAILED),
+    ],
+)
+def test_what_waits_for_a_person_for_room_or_for_another_try_is_for_later(
+    state: str, reason: str, standing: Standing
+) -> None:
+    assert standing_of(TargetRow(terminal="t", name="T", state=state, reason=reason)) is standing
+
+
+def test_targets_for_later_and_ended_ones_are_not_waited_for() -> None:
     assert not is_waited_for((DONE, SAME, FAILED, OFFLINE))
     assert is_waited_for((DONE, QUEUED))
     assert not is_waited_for(())
@@ -130,7 +153,7 @@ def test_offline_and_ended_targets_are_not_waited_for() -> None:
 BY_STANDING = {
     Standing.GOOD: DONE,
     Standing.FAILED: FAILED,
-    Standing.OFFLINE: OFFLINE,
+    Standing.LATER: OFFLINE,
     Standing.UNDER_WAY: DOWNLOADING,
 }
 COMBINATIONS = list(chain.from_iterable(combinations(Standing, count) for count in range(5)))
@@ -144,7 +167,7 @@ def test_every_combination_of_targets_has_its_exit_code(standings: tuple[Standin
         expected = 7
     elif Standing.GOOD in has:
         expected = 3 if len(has) > 1 else 0
-    elif Standing.OFFLINE in has:
+    elif Standing.LATER in has:
         expected = 7
     else:
         expected = 1 if has else 0
