@@ -21,6 +21,7 @@ PARTS: Final[dict[str, str]] = {
     "controls": "tests.chaos.controls",
     "kills": "tests.chaos.kills",
     "powercut": "tests.chaos.powercut",
+    "diskfull": "tests.chaos.diskfull",
 }
 
 

@@ -160,10 +160,18 @@ async def losses(folder: Path, promised: Promised) -> list[str]:
             lost += _damaged_objects(hub, folder)
     except LockstepError as error:
         return [f"integrity: the hub does not start: {error}"]
-    with sqlite3.connect(folder / "hub.db") as database:
-        found = database.execute("PRAGMA integrity_check").fetchall()
-    database.close()
-    return lost if found == [("ok",)] else [*lost, f"integrity: {found[0][0]}"]
+    return [*lost, *_unsound(folder / "hub.db")]
+
+
+def _unsound(database: Path) -> list[str]:
+    connection = sqlite3.connect(database)
+    try:
+        found = str(connection.execute("PRAGMA integrity_check").fetchone()[0])
+    except sqlite3.DatabaseError as error:
+        found = str(error)
+    finally:
+        connection.close()
+    return [] if found == "ok" else [f"integrity: {found}"]
 
 
 async def _lost(hub: Hub, promised: Promised) -> Any:

@@ -110,9 +110,7 @@ async def record_terminal(folder: Path) -> list[Step]:
     return read_traces(terminal.records, terminal.disk)
 
 
-async def _load(
-    hub: RunningHub, terminal: _Terminal, process: Process
-) -> Process:
+async def _load(hub: RunningHub, terminal: _Terminal, process: Process) -> Process:
     async with devices(hub, "ada", 1, folder=terminal.folder / "initiator") as fleet:
         await until(lambda: (terminal.disk / "state" / "devices.json").exists())
         target = next(row.terminal for row in await fleet.initiator.devices() if row.name == "TV")
