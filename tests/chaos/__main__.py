@@ -22,6 +22,7 @@ PARTS: Final[dict[str, str]] = {
     "kills": "tests.chaos.kills",
     "powercut": "tests.chaos.powercut",
     "diskfull": "tests.chaos.diskfull",
+    "bitflips": "tests.chaos.bitflips",
 }
 
 

@@ -64,8 +64,10 @@ class ChaosHub:
             line = (await self._process.stdout.readline()).decode()
         found = re.search(r"://[^ ]*:(\d+)", line)
         if found is None:
-            await self.ended()
-            raise UnavailableError(f"The hub did not start: {line} {self.last_words()}")
+            code = await self.ended()
+            raise UnavailableError(
+                f"The hub did not start, exit code {code}: {line} {self.last_words()}", code=str(code)
+            )
         self._port = int(found[1])
 
     def last_words(self) -> str:
