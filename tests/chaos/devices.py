@@ -115,7 +115,6 @@ class Job:
     carried_before_bytes: int
     connections_before: int
     connection_before_bytes: int
-    asked_at: float
     sync: str = ""
 
 
@@ -133,7 +132,7 @@ class Device:
         self.terminal = ""
         self.job: Job | None = None
 
-    def begin(self, installer: Installer, now: float) -> Job:
+    def begin(self, installer: Installer) -> Job:
         """Remember what the link had carried when this sync was asked for."""
         live = self.proxy.open_connections()
         self.job = Job(
@@ -141,7 +140,6 @@ class Device:
             carried_before_bytes=self.proxy.down_bytes,
             connections_before=len(self.proxy.connections) - len(live),
             connection_before_bytes=sum(one.down.carried_bytes for one in live),
-            asked_at=now,
         )
         return self.job
 

@@ -42,6 +42,7 @@ ANY_WITHIN_SECONDS: Final = 1.5
 ACCEPTED_WITHIN_SECONDS: Final = 0.05
 WHOLE_WITHIN_SECONDS: Final = 0.2
 INSTALLING_WITHIN_SECONDS: Final = 0.3
+GIVE_UP_AT_LOST: Final = 20
 EARLY_SHARE: Final = 0.05  # of the hub's starts that are killed as well, before it listens; not counted as kills
 EARLY_WITHIN_SECONDS: Final = 0.8
 DAMAGE_SHARE: Final = 0.25  # of the terminal's kills after which its partial file is damaged
@@ -59,6 +60,7 @@ class Tally:
     mid_transfer: int = 0
     damaged: int = 0
     cuts: int = 0
+    say_at: int = SAY_EVERY_KILLS
 
 
 class Killer:
@@ -185,9 +187,10 @@ async def chaos(
         try:
             for kind in kinds:
                 await killer.kill(kind)
-                if tally.kills % SAY_EVERY_KILLS == 0:
+                if tally.kills >= tally.say_at:
+                    tally.say_at += SAY_EVERY_KILLS
                     _say(tally, world)
-                if enough(world):
+                if enough(world) or len(world.ledger.lost) >= GIVE_UP_AT_LOST:
                     break
         finally:
             stop.set()
@@ -235,22 +238,26 @@ def outcome_of(worlds: list[World], tally: Tally, *, least_mid_transfer: float =
     doubled = [one for world in worlds for one in world.doubled()]
     over = [one for ledger in ledgers for one in ledger.over_window]
     died = [one for ledger in ledgers for one in ledger.died]
-    for word, breaches in (("lost", lost), ("doubled", doubled), ("wrong", wrong), ("over", over), ("died", died)):
+    errors = [one for world in worlds for one in world.errors()]
+    said = {"lost": lost, "doubled": doubled, "wrong": wrong, "over": over, "died": died, "error": errors}
+    for word, breaches in said.items():
         for breach in breaches:
             print(f"  {word}: {breach}", flush=True)
     resumes = sum(ledger.resumes for ledger in ledgers)
     twice_bytes = sum(ledger.twice_bytes for ledger in ledgers)
     largest = max(ledger.largest_twice_bytes for ledger in ledgers)
+    cancels = sum(ledger.cancels for ledger in ledgers)
     accepted, ended = sum(len(ledger.accepted) for ledger in ledgers), sum(len(ledger.ended) for ledger in ledgers)
     return Outcome(
-        passed=not (lost or doubled or wrong or over or died)
+        passed=not any(said.values())
         and tally.kills == tally.goal
         and tally.mid_transfer >= least_mid_transfer * tally.kills,
         line=f"{tally.kills} kills, {tally.mid_transfer} mid-transfer, {tally.cuts} links cut, {tally.damaged} partial "
-        f"files damaged; {accepted} syncs accepted, {ended} ended well, "
+        f"files damaged; {accepted} syncs accepted ({cancels} asked to cancel), {ended} ended well, "
         f"{len(lost)} lost, {len(doubled)} doubled, {len(wrong)} wrong; {resumes} resumes, per resume "
         f"{twice_bytes / max(resumes, 1) / 1024:.0f} KiB sent beyond the object (largest {largest / 1024:.0f} KiB), "
-        f"{len(over)} over one window; {len(died)} processes died by themselves",
+        f"{len(over)} over one window; {len(died)} processes died by themselves, "
+        f"{len(errors)} internal errors in their logs",
         kills=tally.kills,
         mid_transfer=tally.mid_transfer,
         resumes=resumes,

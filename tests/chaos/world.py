@@ -29,6 +29,8 @@ SMALLEST_BYTES: Final = int(1.5 * limits.MIB)
 LARGEST_BYTES: Final = 3 * limits.MIB
 LONG_BYTES: Final = 9 * limits.MIB  # one version is so large that more than one window of frames is under way in it
 PAUSE_SECONDS: Final = 0.2  # that an installer goes on after it has put its file in place
+CANCELLED_SHARE: Final = 0.08  # of the syncs are cancelled soon after they were accepted
+OVERTAKEN_SHARE: Final = 0.08  # are asked for while another one to the same device is under way
 LOST_AFTER_SECONDS: Final = 120.0
 LOOK_EVERY_SECONDS: Final = 0.2
 AGAIN_SECONDS: Final = 0.05
@@ -55,6 +57,7 @@ class Ledger:
 
     accepted: list[str] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)  # well, as the initiator was told
+    cancels: int = 0
     resumes: int = 0
     twice_bytes: int = 0
     largest_twice_bytes: int = 0  # of one resume
@@ -164,51 +167,88 @@ class World:
 
     # --- delivering ---------------------------------------------------------------------------------------------------
 
-    async def deliver(self, device: Device, installer: Installer, request_key: str) -> None:
-        """Sync `installer` to `device`, write down that it was accepted, wait for its end and look whether it is true.
+    async def deliver(
+        self, device: Device, installer: Installer, request_key: str, *, cancel_after_seconds: float | None = None
+    ) -> None:
+        """Sync `installer` to `device`, wait for its end and look whether what was said is true.
 
-        Breaches go to the ledger.
+        Breaches go to the ledger. It may be cancelled meanwhile: then it ends as the answer to that says.
         """
-        job = device.begin(installer, asyncio.get_running_loop().time())
+        job = device.begin(installer)
         try:
-            watch = await self._initiator.ask(
-                lambda client: client.sync(
-                    PROGRAM, targets=(device.terminal,), version=installer.version, request_key=request_key
-                )
-            )
-            job.sync = watch.sync
-            self._write_down(job)
-            await self._follow(device, job)
+            job.sync = await self._request(device, installer, request_key)
+            cancelled = cancel_after_seconds is not None and await self._cancel(job.sync, cancel_after_seconds)
+            row = await self._final_row(job.sync)
+            self._check(device, job, row, may_cancel=cancel_after_seconds is not None)
+            if cancelled and row.state != life.State.CANCELLED:
+                self.ledger.wrong.append(f"{device.name}: sync {job.sync} was said to be cancelled, and is {row.state}")
+            if row.state in life.GOOD:
+                self._count_bytes(device, job)
         except (LockstepError, TimeoutError) as error:
             what = f"sync {job.sync}" if job.sync else "a request"
             self.ledger.lost.append(f"{device.name}: {what} for {installer.version}: {type(error).__name__}: {error}")
         finally:
             device.job = None
 
-    def _write_down(self, job: Job) -> None:
-        self.ledger.accepted.append(job.sync)
-        with (self.folder / "accepted.txt").open("a") as file:
-            file.write(f"{job.sync} {job.installer.version} {job.installer.digest}\n")
-        self.accepted.set()
+    async def overtake(
+        self, device: Device, first: Installer, second: Installer, key: str, after_seconds: float
+    ) -> None:
+        """Sync `first` and soon after `second`: the first ends as done or superseded, and the second is what is there.
 
-    async def _follow(self, device: Device, job: Job) -> None:
-        """Wait for the end of an accepted sync; raises TimeoutError when it hangs, UnknownNameError when it is gone."""
+        Breaches go to the ledger.
+        """
+        try:
+            sync = await self._request(device, first, f"{key}-overtaken")
+            await asyncio.sleep(after_seconds)
+            await self.deliver(device, second, key)
+            row = await self._final_row(sync)
+            if row.state not in (*life.GOOD, life.State.SUPERSEDED):
+                self.ledger.lost.append(f"{device.name}: overtaken sync {sync} ended {row.state}: {row.detail}")
+        except (LockstepError, TimeoutError) as error:
+            self.ledger.lost.append(f"{device.name}: an overtaken sync: {type(error).__name__}: {error}")
+
+    async def _request(self, device: Device, installer: Installer, request_key: str) -> str:
+        """Ask for a sync until it is accepted, write that down outside of Lockstep and return its id."""
+        watch = await self._initiator.ask(
+            lambda client: client.sync(
+                PROGRAM, targets=(device.terminal,), version=installer.version, request_key=request_key
+            )
+        )
+        self.ledger.accepted.append(watch.sync)
+        with (self.folder / "accepted.txt").open("a") as file:
+            file.write(f"{watch.sync} {device.name} {installer.version} {installer.digest}\n")
+        self.accepted.set()
+        return watch.sync
+
+    async def _cancel(self, sync: str, after_seconds: float) -> bool:
+        """Ask for the end of a sync; return whether the hub says that it is cancelled."""
+        await asyncio.sleep(after_seconds)
+        result = await self._initiator.ask(lambda client: client.cancel(sync))
+        self.ledger.cancels += 1
+        return result.cancelled == 1
+
+    async def _final_row(self, sync: str) -> TargetRow:
+        """Wait for the end of an accepted sync. Raises TimeoutError when it hangs, UnknownNameError when it is gone."""
         async with asyncio.timeout(LOST_AFTER_SECONDS):
             while True:
-                row = await self._row(job.sync)
+                row = await self._row(sync)
                 if row.state in life.FINAL:
-                    break
+                    return row
                 await asyncio.sleep(LOOK_EVERY_SECONDS)
-        if row.state not in life.GOOD:
-            self.ledger.lost.append(f"{device.name}: sync {job.sync} ended {row.state}: {row.reason}: {row.detail}")
-            return
-        self.ledger.ended.append(job.sync)
-        there = await asyncio.to_thread(device.place.digest)
-        if there != job.installer.digest:
-            self.ledger.wrong.append(
-                f"{device.name}: sync {job.sync} is {row.state} with {job.installer.digest}, the file is {there or '-'}"
-            )
-        self._count_bytes(device, job)
+
+    def _check(self, device: Device, job: Job, row: TargetRow, *, may_cancel: bool) -> None:
+        """Hold the last words about a sync against what is in place on the device."""
+        there = device.place.digest()
+        words = f"{device.name}: sync {job.sync} of {job.installer.digest} is {row.state}, in place is {there or '-'}"
+        if row.state in life.GOOD:
+            self.ledger.ended.append(job.sync)
+            if there != job.installer.digest:
+                self.ledger.wrong.append(words)
+        elif row.state == life.State.CANCELLED and may_cancel:
+            if there == job.installer.digest:
+                self.ledger.wrong.append(words)
+        else:
+            self.ledger.lost.append(f"{words}: {row.reason}: {row.detail}")
 
     async def _row(self, sync: str) -> TargetRow:
         """Return how the one target of a sync stands, as its initiator is told. Raises UnknownNameError."""
@@ -235,11 +275,23 @@ class World:
         waiting = list(self.installers)
         chance.shuffle(waiting)
         while True:
-            installer = waiting.pop(chance.randrange(len(waiting) // 2))
-            waiting.append(installer)
-            await self.deliver(device, installer, f"{device.name}-{chance.getrandbits(64):016x}")
+            await self._bring(device, chance, waiting)
             if stop.is_set():
                 return
+
+    async def _bring(self, device: Device, chance: random.Random, waiting: list[Installer]) -> None:
+        """Bring a version in one of three ways, as chance has it."""
+        installer, other = (waiting.pop(chance.randrange(len(waiting) // 2)) for _ in range(2))
+        key, after_seconds, way = f"{device.name}-{chance.getrandbits(64):016x}", chance.uniform(0, 2), chance.random()
+        if self._faults != Faults():  # a control looks for one kind of damage
+            way = 1.0
+        if way < CANCELLED_SHARE:
+            await self.deliver(device, installer, key, cancel_after_seconds=after_seconds)
+        elif way < CANCELLED_SHARE + OVERTAKEN_SHARE:
+            await self.overtake(device, other, installer, key, after_seconds)
+        else:
+            await self.deliver(device, installer, key)
+        waiting += [other, installer]
 
     # --- killing ------------------------------------------------------------------------------------------------------
 
@@ -281,6 +333,16 @@ class World:
             else:
                 if row.state not in life.GOOD:
                     self.ledger.wrong.append(f"sync {sync} had ended well, and now it is {row.state}")
+
+    def errors(self) -> list[str]:
+        """Return every place where a log of a process tells of a fault in the code."""
+        logs = [self.folder / "hub.log", *(device.process.log for device in self.devices)]
+        return [
+            f"{log}: line {number}"
+            for log in logs
+            for number, line in enumerate(log.read_text(errors="replace").splitlines(), 1)
+            if line.lstrip(" |+-").startswith("Traceback")
+        ]
 
     def doubled(self) -> list[str]:
         """Return every installation that ran again although it was in place."""
