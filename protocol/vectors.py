@@ -308,7 +308,10 @@ def presence_examples() -> list[tuple[str, Message]]:
         ("down", messages.DeviceChanges(epoch="e-1", since=12, revision=13, changed=(row,), gone=("t-000000000003",))),
         ("up", messages.DevicesRequest(id=1)),
         ("up", messages.DeviceUpdate(id=2, name="Alice's phone", device=PHONE)),
-        ("up", messages.Inventory(programs=(installed,))),
+        (
+            "up",
+            messages.Inventory(programs=(installed,), installing=("d-000000000001",), bytes_per_second=500_000),
+        ),
     ]
 
 
@@ -348,6 +351,7 @@ def asking_examples() -> list[tuple[str, Message]]:
         ("down", messages.SyncAccepted(re=5, sync="s-000000000001", program="weixin", targets=(accepted,))),
         ("down", messages.SyncUpdate(sync="s-000000000001", targets=(running,))),
         ("down", messages.SyncDone(sync="s-000000000001", program="weixin", outcome="done", counts={"done": 1})),
+        ("up", messages.Undo(id=9, request_key="k-2", sync="s-000000000001", targets=(OTHER,))),
         ("up", messages.SyncRequest(id=6, sync="s-000000000001")),
         ("down", messages.SyncResult(re=6, sync="s-000000000001", targets=(running,))),
         ("up", messages.Cancel(id=7, sync="s-000000000001")),
@@ -386,9 +390,28 @@ def transfer_examples() -> list[tuple[str, Message]]:
     ]
 
 
+def local_examples() -> list[tuple[str, Message]]:
+    """One example of each message between the processes of one device."""
+    row = messages.InboxRow(
+        delivery="d-000000000001",
+        program="weixin",
+        version="8.0.50",
+        installer_kind="apk",
+        file_name="weixin-8.0.50-arm64.apk",
+        size=100_000,
+        initiator="TV",
+        since=1_700_000_000.5,
+    )
+    return [
+        ("local", messages.Inbox(id=1)),
+        ("local", messages.InboxResult(re=1, rows=(row,))),
+        ("local", messages.Decide(id=2, delivery="d-000000000001", decision="later", seconds=3_600.0)),
+    ]
+
+
 def examples() -> list[tuple[str, Message]]:
     """One example of every message, as (direction, message)."""
-    return opening_examples() + presence_examples() + asking_examples() + transfer_examples()
+    return opening_examples() + presence_examples() + asking_examples() + transfer_examples() + local_examples()
 
 
 def message_vectors() -> list[dict[str, Any]]:

@@ -673,6 +673,7 @@ def failure(offer: Offer, reason: str, detail: str) -> messages.State:
         state=life.State.FAILED,
         reason=reason[: limits.NAME_CHARACTERS],
         detail=_bounded(detail),
+        attempt=offer.attempt,
     )
 
 

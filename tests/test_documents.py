@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from msgspec import inspect
 
-from protocol import codec, limits, messages
+from protocol import codec, life, limits, messages
 from protocol.device import DeviceInfo
 from protocol.life import State
 
@@ -26,6 +26,7 @@ ROWS: tuple[type[msgspec.Struct], ...] = (
     messages.MismatchRow,
     messages.TargetRow,
     messages.SyncRow,
+    messages.InboxRow,
     messages.Chunking,
     messages.InstallerOffer,
     messages.Run,
@@ -205,6 +206,30 @@ def test_every_close_code_is_in_the_document() -> None:
 
 def test_every_state_of_a_delivery_is_in_the_document() -> None:
     assert missing_rows(DOCUMENT, "States of a delivery", [f"| `{state}` |" for state in State]) == []
+
+
+def test_the_diagram_in_the_document_is_drawn_from_the_table() -> None:
+    drawn = DOCUMENT.partition("```mermaid\n")[2].partition("\n```")[0]
+    assert drawn == life.diagram()
+
+
+def deadline_row(state: State) -> str:
+    """The row a state's deadline must have: its length in the largest unit that fits a whole number of times."""
+    deadline = life.DEADLINES[state]
+    units = ((life.DAY, "day"), (life.HOUR, "hour"), (60.0, "minute"))
+    unit, word = next((unit, word) for unit, word in units if deadline.seconds % unit == 0)
+    count = int(deadline.seconds // unit)
+    length = f"{count} {word}{'s' if count > 1 else ''}"
+    return f"| `{state}` | {length} | {deadline.keeper} | `{deadline.then}`, reason `{deadline.reason}` |"
+
+
+def test_every_deadline_is_in_the_document() -> None:
+    assert missing_rows(DOCUMENT, "States of a delivery", [deadline_row(state) for state in life.DEADLINES]) == []
+
+
+def test_every_reason_of_a_deadline_and_every_cause_that_passes_is_in_the_document() -> None:
+    reasons = {deadline.reason for deadline in life.DEADLINES.values()} | life.PASSING
+    assert undocumented_codes(DOCUMENT, reasons) == []
 
 
 def test_a_field_a_limit_or_a_code_that_is_left_out_is_noticed() -> None:

@@ -12,24 +12,69 @@ def test_a_final_state_never_changes(state: State) -> None:
 
 
 def test_the_final_states_are_the_ones_the_design_names() -> None:
-    assert {"done", "same", "no_match", "denied", "cancelled", "superseded", "failed"} == life.FINAL
+    good, bad = {"done", "same"}, {"no_match", "denied", "declined", "cancelled", "superseded", "expired", "failed"}
+    assert good | bad == life.FINAL
+    assert good == life.GOOD
 
 
 @pytest.mark.parametrize("state", sorted(life.MOVES))
-def test_every_other_state_leads_to_a_final_one_and_can_fail(state: State) -> None:
-    assert any(after in life.FINAL for after in life.MOVES[state])
-    assert State.FAILED in life.MOVES[state]
-    assert state not in life.MOVES[state]
+def test_every_other_state_can_end_badly_and_be_left_by_the_hub_alone(state: State) -> None:
+    by_hub = {after for after, mover in life.MOVES[state].items() if Mover.HUB in mover}
+    assert by_hub & (life.FINAL - life.GOOD)
+    assert by_hub - {state}
+
+
+@pytest.mark.parametrize("state", sorted(life.MOVES))
+def test_every_state_that_is_not_final_has_a_deadline_whose_end_is_a_legal_move_of_the_hub(state: State) -> None:
+    deadline = life.DEADLINES[state]
+    assert 0 < deadline.seconds <= life.DELIVERY_SECONDS
+    assert life.may_move(state, deadline.then, Mover.HUB)
+    assert deadline.reason and deadline.detail.endswith(".")
+
+
+def test_only_what_has_not_ended_has_a_deadline_and_what_may_outlast_a_connection_is_kept_by_the_reaper() -> None:
+    assert set(life.DEADLINES) == set(life.MOVES)
+    with_socket = {State.OFFERED, State.DOWNLOADING, State.VERIFYING}
+    assert {state for state in life.DEADLINES if life.DEADLINES[state].keeper is life.Keeper.SESSION} == with_socket
+
+
+def test_only_a_postponed_delivery_may_be_moved_to_where_it_is() -> None:
+    assert [state for state in life.MOVES if state in life.MOVES[state]] == [State.POSTPONED]
 
 
 def test_every_state_can_be_reached() -> None:
     assert {State.QUEUED} | {after for moves in life.MOVES.values() for after in moves} == set(State)
 
 
-def test_every_interrupted_delivery_waits_again() -> None:
+def test_every_interrupted_delivery_waits_again_and_a_person_can_have_one_offered_again() -> None:
     under_way = set(life.MOVES) - {State.QUEUED}
     assert all(life.may_move(state, State.QUEUED, Mover.HUB) for state in under_way)
-    assert not any(life.may_move(state, State.QUEUED, Mover.TERMINAL) for state in under_way)
+    by_terminal = {state for state in under_way if life.may_move(state, State.QUEUED, Mover.TERMINAL)}
+    assert by_terminal == {State.ASKING, State.POSTPONED}
+
+
+def test_the_terminal_says_that_it_installs_only_after_it_has_verified() -> None:
+    befores = {state for state in State if life.may_move(state, State.INSTALLING, Mover.TERMINAL)}
+    assert befores == {State.VERIFYING}
+    assert not any(life.may_move(state, State.INSTALLING, Mover.HUB) for state in State)
+
+
+@pytest.mark.parametrize("met", [State.QUEUED, State.OFFERED, State.ASKING, State.POSTPONED])
+def test_a_person_can_decline_whatever_does_not_come_yet(met: State) -> None:
+    assert life.may_move(met, State.DECLINED, Mover.TERMINAL)
+
+
+def test_a_cause_that_can_pass_is_tried_again_a_few_times_and_any_other_is_not() -> None:
+    waits = [life.seconds_to_next_try("no-space", tries) for tries in range(1, life.TRIES + 1)]
+    assert waits == [30.0, 120.0, 600.0, 3_600.0, None]
+    assert life.seconds_to_next_try("maintainer-scripts", 1) is None
+
+
+def test_the_diagram_has_every_state_and_every_move_once() -> None:
+    lines = life.diagram().splitlines()
+    assert len(lines) == len(set(lines)) == 2 + sum(map(len, life.MOVES.values())) + len(life.FINAL)
+    assert "    installing --> failed: h, t" in lines
+    assert "    expired --> [*]" in lines
 
 
 def test_only_what_does_not_install_yet_can_be_cancelled() -> None:

@@ -128,7 +128,7 @@ def test_a_receiver_that_follows_the_transfer_vector_ends_with_the_object() -> N
 
 
 def test_the_annotated_bytes_of_the_document_are_those_of_the_vectors() -> None:
-    blocks = re.findall(r"^```\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```\w*\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)
     shown = {"".join(line.partition(" ")[0] for line in block.splitlines()) for block in blocks}
     hello = next(one["hex"] for one in VECTORS["messages"] if one["kind"] == "hello")
     steps = VECTORS["object"]["transfer"]
