@@ -1,12 +1,14 @@
 """The operator's commands over a 0600 Unix socket in the data folder.
 
 One JSON line asks ({"command": ..., its arguments}), one JSON line answers ({"result": ...} or {"error": {"code",
-"message", "hint", "usage"}}). With no hub running the same commands run in process, under the folder's lock.
+"message", "hint", "usage"}}). What takes long sends lines of {"progress": [what, done, total]} before it. With no hub
+running the same commands run in process, under the folder's lock.
 """
 
 import asyncio
 import json
 import os
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -14,20 +16,23 @@ from typing import Any, Final
 
 import msgspec
 
-from hub.app import DATABASE_NAME, Hub, open_hub
+from hub.app import Hub, open_hub
+from hub.backup import DATABASE_NAME, write_backup
 from hub.catalogue import PublishOptions
 from hub.config import Settings
+from hub.scrub import Tell, keep_report, scrub, tell_nobody
 from protocol.errors import ConflictError, LockstepError, UnavailableError, UsageError
 
 SOCKET_NAME: Final = "admin.sock"
-_READS: Final = frozenset({"catalogue", "account list"})
+_READS: Final = frozenset({"catalogue", "account list", "check", "backup"})
+_TOLD_EVERY_SECONDS: Final = 0.25
 _LINE_BYTES: Final = 4 * 1024 * 1024
 _ASK_SECONDS: Final = 10.0
 _ANSWER_SECONDS: Final = 600.0
 
 
-async def perform(hub: Hub, command: str, arguments: dict[str, Any]) -> Any:
-    """Carry out one command and return its result as JSON values. Raises LockstepError."""
+async def perform(hub: Hub, command: str, arguments: dict[str, Any], tell: Tell = tell_nobody) -> Any:
+    """Carry out one command and return its result as JSON values; `tell` hears how far. Raises LockstepError."""
     match command:
         case "publish":
             options = msgspec.convert(arguments.get("options", {}), PublishOptions)
@@ -39,22 +44,34 @@ async def perform(hub: Hub, command: str, arguments: dict[str, Any]) -> Any:
             return {"account": arguments["name"]}
         case "account list":
             return msgspec.to_builtins(await hub.accounts.listing())
+        case "check":
+            return await _check(hub, tell)
+        case "backup":
+            folder, file, force = hub.settings.data_folder, Path(arguments["file"]), bool(arguments.get("force"))
+            return msgspec.to_builtins(await write_backup(hub.store, hub.objects, folder, file, force=force, tell=tell))
         case _:
             raise UsageError(f"Unknown command {command!r}.")
 
 
-async def ask(settings: Settings, command: str, arguments: dict[str, Any]) -> Any:
-    """Have the running hub perform a command, or take the folder's lock and do it here.
+async def _check(hub: Hub, tell: Tell) -> Any:
+    folder = hub.settings.data_folder
+    report = await scrub(hub.store, hub.objects, folder, tell=tell)
+    await asyncio.to_thread(keep_report, folder, report, time.time())
+    return msgspec.to_builtins(report) | {"sound": report.is_sound}
+
+
+async def ask(settings: Settings, command: str, arguments: dict[str, Any], tell: Tell = tell_nobody) -> Any:
+    """Have the running hub perform a command, or take the folder's lock and do it here; `tell` hears how far it is.
 
     Raises UnavailableError where a command that only reads is asked of a folder with no hub in it.
     """
     folder = settings.data_folder
-    answer = await _ask_running(folder, {"command": command, **arguments})
+    answer = await _ask_running(folder, {"command": command, **arguments}, tell)
     if answer is None:
         if command in _READS and not (folder / DATABASE_NAME).exists():
             raise UnavailableError(f"There is no hub's data in {folder}.", hint="Name the folder with --data.")
         async with open_hub(settings) as hub:
-            return await perform(hub, command, arguments)
+            return await perform(hub, command, arguments, tell)
     if "error" in answer:
         error = answer["error"]
         error_class = UsageError if error["usage"] else LockstepError  # the exit code is the same as in process
@@ -91,7 +108,7 @@ async def _answer(hub: Hub, reader: asyncio.StreamReader, writer: asyncio.Stream
     try:
         async with asyncio.timeout(_ASK_SECONDS):
             request = json.loads(await reader.readline())
-        answer = {"result": await perform(hub, request.pop("command"), request)}
+        answer = {"result": await perform(hub, request.pop("command"), request, _teller(writer))}
     except LockstepError as error:
         usage = isinstance(error, UsageError) and not isinstance(error, ConflictError)
         answer = {"error": {"code": error.code, "message": error.message, "hint": error.hint, "usage": usage}}
@@ -105,7 +122,22 @@ async def _answer(hub: Hub, reader: asyncio.StreamReader, writer: asyncio.Stream
         pass  # the one who asked is gone; what was done is done
 
 
-async def _ask_running(folder: Path, request: dict[str, Any]) -> dict[str, Any] | None:
+def _teller(writer: asyncio.StreamWriter) -> Tell:
+    """Return what tells the one who asked how far it is, a few times a second; it ends the work when they are gone."""
+    next_at = 0.0
+
+    def tell(what: str, done: int, total: int) -> None:
+        nonlocal next_at
+        if writer.is_closing():
+            raise ConnectionResetError
+        if time.monotonic() >= next_at:
+            next_at = time.monotonic() + _TOLD_EVERY_SECONDS
+            writer.write(json.dumps({"progress": [what, done, total]}).encode() + b"\n")
+
+    return tell
+
+
+async def _ask_running(folder: Path, request: dict[str, Any], tell: Tell) -> dict[str, Any] | None:
     """Return the running hub's answer, or None when no hub runs on this folder."""
     try:
         if not (folder / SOCKET_NAME).exists():
@@ -118,9 +150,12 @@ async def _ask_running(folder: Path, request: dict[str, Any]) -> dict[str, Any] 
         raise UnavailableError(f"The running hub cannot be asked: {error.strerror}.") from None
     try:
         writer.write(json.dumps(request).encode() + b"\n")
-        async with asyncio.timeout(_ANSWER_SECONDS):
-            line = await reader.readline()
-        answer: dict[str, Any] = json.loads(line)
+        answer: dict[str, Any] = {}
+        while not answer.keys() & {"result", "error"}:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                answer = json.loads(await reader.readline())
+            if "progress" in answer:
+                tell(*answer["progress"])
     except (TimeoutError, OSError, ValueError):
         raise UnavailableError("The running hub did not answer.", hint="See its log.") from None
     finally:

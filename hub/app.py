@@ -10,18 +10,19 @@ import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Final
 
 from hub.accounts import Accounts
+from hub.backup import DATABASE_NAME, KEY_NAME, RESTORED_NAME
 from hub.catalogue import Catalogue
 from hub.clock import HubClock
 from hub.config import Settings
-from hub.deliveries import Deliveries
 from hub.objects import Objects
 from hub.passwords import Passwords
 from hub.pokes import Pokes
 from hub.presence import Presence
 from hub.reaper import Reaper
+from hub.restored import RestoredDeliveries
+from hub.scrub import scrubbing_weekly
 from hub.server import HubServer
 from hub.store import Store
 from hub.syncs import Syncs
@@ -30,8 +31,6 @@ from protocol import limits
 from protocol.errors import BadFileError, RefusedError, UnavailableError
 from protocol.keys import SigningKey
 from protocol.quiet import quiet_hours
-
-DATABASE_NAME: Final = "hub.db"
 
 
 class Hub:
@@ -54,8 +53,13 @@ class Hub:
         self.accounts = Accounts(store, self.passwords, terminals_per_account=settings.terminals_per_account)
         self.clock = HubClock()
         is_receiving = self.presence.is_receiving
-        self.deliveries = Deliveries(
-            store, self.pokes, self.clock, is_receiving, quiet=quiet_hours(settings.quiet_hours)
+        self.deliveries = RestoredDeliveries(
+            settings.data_folder / RESTORED_NAME,
+            store,
+            self.pokes,
+            self.clock,
+            is_receiving,
+            quiet=quiet_hours(settings.quiet_hours),
         )
         self.syncs = Syncs(
             store,
@@ -74,7 +78,7 @@ async def open_hub(settings: Settings) -> AsyncIterator[Hub]:
     with _lock(settings.data_folder):
         database = settings.data_folder / DATABASE_NAME
         database.touch(mode=0o600)  # SQLite gives the files beside it the same mode
-        hub_key = _load_key(settings.data_folder / "hub.key")
+        hub_key = _load_key(settings.data_folder / KEY_NAME)
         store = await Store.open(database)
         try:
             hub = Hub(settings, store, hub_key)
@@ -105,7 +109,7 @@ async def serve_hub(hub: Hub) -> AsyncIterator[HubServer]:
     await server.start()
     reaper = Reaper(hub.deliveries, hub.pokes, hub.presence)
     try:
-        async with reaper.running():
+        async with reaper.running(), scrubbing_weekly(hub.store, hub.objects, hub.settings.data_folder):
             yield server
     finally:
         await server.stop()

@@ -234,6 +234,103 @@ def catalogue(data: str | None, config_file: Path | None, as_json: bool) -> None
     )
 
 
+class _BackupGroup(click.Group):
+    """`backup FILE` is `backup write FILE`."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        """Put the command in that was left out."""
+        if args and args[0] not in (*self.commands, "-h", "--help"):
+            args = ["write", *args]
+        return super().parse_args(context, args)
+
+
+@main.group(cls=_BackupGroup, subcommand_metavar="FILE | verify FILE")
+def backup() -> None:
+    """Write the whole hub into FILE, while it runs or not; or verify such a file."""
+
+
+@backup.command("write")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Replace FILE if it is there.")
+@_data_option
+@_json_option
+def backup_write(file: Path, force: bool, data: str | None, config_file: Path | None, as_json: bool) -> None:
+    """Write a backup (the word may be left out)."""
+    arguments = {"file": str(file.absolute()), "force": force}
+    result = _ask(data, config_file, "backup", arguments, _progress(as_json))
+    _show_backup(result, as_json, f"Backup {file} is written")
+
+
+@backup.command("verify")
+@click.argument("file", type=click.Path(path_type=Path))
+@_json_option
+def backup_verify(file: Path, as_json: bool) -> None:
+    """Read a backup and check every byte of it; needs no hub."""
+    from hub.backup import verify_backup
+
+    _show_backup(verify_backup(file, _progress(as_json)), as_json, f"Backup {file} is whole")
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@_data_option
+@_json_option
+def restore(file: Path, data: str | None, config_file: Path | None, as_json: bool) -> None:
+    """Restore a backup into a new or empty data folder."""
+    from hub.backup import restore_backup
+    from hub.config import load_settings
+
+    folder = load_settings(config_file, {"data": data}).data_folder
+    _show_backup(restore_backup(file, folder, _progress(as_json)), as_json, f"{file} is restored in {folder}")
+
+
+def _show_backup(result: Any, as_json: bool, words: str) -> None:
+    """Show what was done; exit code 1 when objects are missing in it."""
+    import msgspec
+
+    _end_progress()
+    row = msgspec.to_builtins(result)
+    _show(row, as_json, lambda: click.echo(f"{words}: {row['objects']} objects, {row['bytes']} bytes."))
+    for digest in row["missing"]:
+        click.echo(f"Missing in it: object {digest}. Publish that file again.", err=True)
+    if row["missing"]:
+        sys.exit(1)
+
+
+@main.command()
+@_data_option
+@_json_option
+def check(data: str | None, config_file: Path | None, as_json: bool) -> None:
+    """Read everything the hub has stored and say what is damaged (exit code 1), missing or superfluous."""
+    report = _ask(data, config_file, "check", {}, _progress(as_json))
+    _show(report, as_json, lambda: _show_report(report))
+    if not report["sound"]:
+        sys.exit(1)
+
+
+def _show_report(report: dict[str, Any]) -> None:
+    _end_progress()
+    for finding in report["findings"]:
+        click.echo(f"{finding['kind']}: {finding['name']}: {finding['detail']}")
+    verdict = "everything owed is sound" if report["sound"] else "there is DAMAGE"
+    click.echo(f"Checked the database and {report['objects']} objects, {report['bytes']} bytes: {verdict}.")
+
+
+def _progress(as_json: bool) -> Callable[[str, int, int], None]:
+    """Return what shows progress to a person on a screen, and nothing to a pipe."""
+
+    def tell(what: str, done: int, total: int) -> None:
+        if sys.stderr.isatty() and not as_json:
+            click.echo(f"\r\x1b[K{what}: {done} of {total}", nl=False, err=True)
+
+    return tell
+
+
+def _end_progress() -> None:
+    if sys.stderr.isatty():
+        click.echo("\r\x1b[K", nl=False, err=True)
+
+
 @main.command()
 @click.option("--keep", is_flag=True, help="Leave it running, with the commands to try next.")
 def demo(keep: bool) -> None:
@@ -243,11 +340,17 @@ def demo(keep: bool) -> None:
     sys.exit(run_demo(keep=keep))
 
 
-def _ask(data: str | None, config_file: Path | None, command: str, arguments: dict[str, Any]) -> Any:
+def _ask(
+    data: str | None,
+    config_file: Path | None,
+    command: str,
+    arguments: dict[str, Any],
+    tell: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> Any:
     from hub.admin import ask
     from hub.config import load_settings
 
-    return _run(ask(load_settings(config_file, {"data": data}), command, arguments))
+    return _run(ask(load_settings(config_file, {"data": data}), command, arguments, tell))
 
 
 def _run(work: Any) -> Any:

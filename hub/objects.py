@@ -18,6 +18,7 @@ import filecmp
 import hashlib
 import logging
 import os
+import re
 import shutil
 import tempfile
 import weakref
@@ -43,6 +44,7 @@ _WHOLE_READ_BYTES: Final = limits.MIB
 _TEMPORARY_PREFIX: Final = ".incoming-"
 _SEAL_BYTES: Final = 32
 _UNCHECKED: Final = -1
+_NAME: Final = re.compile("[0-9a-f]{64}")
 _DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -191,7 +193,7 @@ class Objects:
 
     def digests(self) -> set[bytes]:
         """Return the objects that are there, by their manifests."""
-        return {bytes.fromhex(path.stem) for path in self._folder.glob("??/*.manifest") if len(path.stem) == 64}
+        return {bytes.fromhex(path.stem) for path in self._folder.glob("??/*.manifest") if _NAME.fullmatch(path.stem)}
 
     def is_there(self, digest: bytes) -> bool:
         """Return whether both files of an object exist."""
@@ -200,10 +202,6 @@ class Objects:
     def file_names(self) -> list[str]:
         """Return every file under the folder, relative to it, sorted."""
         return sorted(str(path.relative_to(self._folder)) for path in self._folder.rglob("*") if path.is_file())
-
-    def manifest_bytes(self, digest: bytes) -> bytes:
-        """Return an object's manifest with its seal. Raises BadDataError."""
-        return _sealed(digest, self._read_manifest(digest).data)
 
     def check_room_for_rows(self) -> None:
         """Make sure the disk has room for what the database will write. Raises RefusedError, code `disk-full`."""
@@ -219,7 +217,7 @@ class Objects:
     # --- reading --------------------------------------------------------------------------------------------------
 
     def _open_files(self, digest: bytes) -> Pack:
-        manifest = self._read_manifest(digest)
+        manifest = self.manifest(digest)
         try:
             descriptor = os.open(self._path(digest, "pack"), os.O_RDONLY)
         except OSError as error:
@@ -229,7 +227,8 @@ class Objects:
             raise opened.damaged("is truncated")
         return opened
 
-    def _read_manifest(self, digest: bytes) -> Manifest:
+    def manifest(self, digest: bytes) -> Manifest:
+        """Return an object's manifest. Raises BadDataError when it is missing or damaged."""
         path = self._path(digest, "manifest")
         try:
             data = path.read_bytes()
@@ -266,7 +265,7 @@ class Objects:
         path = self._path(digest, "manifest")
         with contextlib.suppress(OSError, UnavailableError):
             if path.stat().st_size == len(manifest.data):
-                self._write(path, _sealed(digest, manifest.data))
+                self._write(path, sealed_manifest(digest, manifest.data))
 
     # --- writing --------------------------------------------------------------------------------------------------
 
@@ -302,7 +301,7 @@ class Objects:
             incoming.flush()
             digest = whole.digest()
             manifest = Manifest.of(entries)
-            sealed = _sealed(digest, manifest.data)
+            sealed = sealed_manifest(digest, manifest.data)
             if not self._is_whole(digest, sealed, Path(incoming.name)):
                 self._keep(incoming, self._path(digest, "pack"))
                 self._write(self._path(digest, "manifest"), sealed)
@@ -373,7 +372,8 @@ class Objects:
             raise UnavailableError(f"The hub's disk could not keep {what}.", code="disk-failed") from None
 
 
-def _sealed(digest: bytes, manifest: bytes) -> bytes:
+def sealed_manifest(digest: bytes, manifest: bytes) -> bytes:
+    """Return what lies on the disk: a manifest's bytes and their seal, 32 bytes."""
     return manifest + hashlib.sha256(digest + manifest).digest()
 
 
@@ -382,7 +382,7 @@ def _unsealed(digest: bytes, data: bytes) -> bytes:
     if len(data) % limits.MANIFEST_ENTRY_BYTES != _SEAL_BYTES:
         return data
     entries = data[:-_SEAL_BYTES]
-    if _sealed(digest, entries) != data:
+    if sealed_manifest(digest, entries) != data:
         raise TransferError("Its seal does not fit.")
     return entries
 
