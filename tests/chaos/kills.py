@@ -239,21 +239,22 @@ def outcome_of(worlds: list[World], tally: Tally, *, least_mid_transfer: float =
     over = [one for ledger in ledgers for one in ledger.over_window]
     died = [one for ledger in ledgers for one in ledger.died]
     errors = [one for world in worlds for one in world.errors()]
-    said = {"lost": lost, "doubled": doubled, "wrong": wrong, "over": over, "died": died, "error": errors}
-    for word, breaches in said.items():
+    breaches_by_word = {"lost": lost, "doubled": doubled, "wrong": wrong, "over": over, "died": died}
+    for word, breaches in [*breaches_by_word.items(), ("an internal error was survived", errors)]:
         for breach in breaches:
             print(f"  {word}: {breach}", flush=True)
     resumes = sum(ledger.resumes for ledger in ledgers)
     twice_bytes = sum(ledger.twice_bytes for ledger in ledgers)
     largest = max(ledger.largest_twice_bytes for ledger in ledgers)
+    overtaken = sum(ledger.overtaken for ledger in ledgers)
     cancels = sum(ledger.cancels for ledger in ledgers)
     accepted, ended = sum(len(ledger.accepted) for ledger in ledgers), sum(len(ledger.ended) for ledger in ledgers)
     return Outcome(
-        passed=not any(said.values())
+        passed=not any(breaches_by_word.values())
         and tally.kills == tally.goal
         and tally.mid_transfer >= least_mid_transfer * tally.kills,
         line=f"{tally.kills} kills, {tally.mid_transfer} mid-transfer, {tally.cuts} links cut, {tally.damaged} partial "
-        f"files damaged; {accepted} syncs accepted ({cancels} asked to cancel), {ended} ended well, "
+        f"files damaged; {accepted} syncs accepted ({cancels} cancelled soon, {overtaken} overtaken), {ended} ended well, "
         f"{len(lost)} lost, {len(doubled)} doubled, {len(wrong)} wrong; {resumes} resumes, per resume "
         f"{twice_bytes / max(resumes, 1) / 1024:.0f} KiB sent beyond the object (largest {largest / 1024:.0f} KiB), "
         f"{len(over)} over one window; {len(died)} processes died by themselves, "

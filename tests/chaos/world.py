@@ -58,6 +58,7 @@ class Ledger:
     accepted: list[str] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)  # well, as the initiator was told
     cancels: int = 0
+    overtaken: int = 0
     resumes: int = 0
     twice_bytes: int = 0
     largest_twice_bytes: int = 0  # of one resume
@@ -202,6 +203,7 @@ class World:
             await asyncio.sleep(after_seconds)
             await self.deliver(device, second, key)
             row = await self._final_row(sync)
+            self.ledger.overtaken += 1
             if row.state not in (*life.GOOD, life.State.SUPERSEDED):
                 self.ledger.lost.append(f"{device.name}: overtaken sync {sync} ended {row.state}: {row.detail}")
         except (LockstepError, TimeoutError) as error:
