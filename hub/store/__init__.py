@@ -159,7 +159,10 @@ class Store:
             raise _could_not_copy(path, error) from None
         finally:
             target.close()
-        await asyncio.to_thread(_sync_file, path)
+        try:
+            await asyncio.to_thread(_sync_file, path)
+        except OSError as error:
+            raise _could_not_copy(path, error) from None
 
     def fail(self, what: str) -> None:
         """The disk could not keep something: acknowledge nothing from now on. May be called from any thread."""
