@@ -111,7 +111,17 @@ def serve(config_file: Path | None, **flags: Any) -> None:
     from hub.config import load_settings
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S")
+    _raise_file_limit()
     _run(_serve(load_settings(config_file, flags)))
+
+
+def _raise_file_limit() -> None:
+    """Allow this process as many open files as the system lets it: each terminal is one, and 1024 is usual."""
+    with contextlib.suppress(ImportError, ValueError, OSError):  # Windows has no such limit
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _serve(settings: Any) -> None:

@@ -1,52 +1,14 @@
 """One running transfer: a Sender, a pack and what is due next. It never learns of sockets or sessions."""
 
-import asyncio
-
 from msgspec import structs
 
 from hub.objects import Pack
 from hub.records import Owed
-from protocol import codec
+from protocol import codec, limits
 from protocol.chunks import chunking_for
 from protocol.life import State
 from protocol.messages import Chunks, ManifestPage, Offer, Progress, TargetRow, Want
 from protocol.transfer import PageDue, Sender
-
-
-class FrameRoom:
-    """How many frames all sockets together may have in memory on their way; who finds no room is woken in turn.
-
-    Nobody blocks here: a writer that finds none goes on with its control messages and pings. Only writers that have
-    nothing else to do wait, and one that wakes says so with `leave`, so that a turn it cannot use goes to the next.
-    """
-
-    def __init__(self, frames: int) -> None:
-        self._free = frames
-        self._waiting: dict[asyncio.Event, None] = {}
-
-    def take(self, wake: asyncio.Event) -> bool:
-        """Take room for a frame and return True, or have `wake` set when there may be some."""
-        if self._free == 0:
-            self._waiting[wake] = None
-            return False
-        self._free -= 1
-        return True
-
-    def give_back(self) -> None:
-        """A frame is on its way."""
-        self._free += 1
-        self._wake_next()
-
-    def leave(self, wake: asyncio.Event) -> None:
-        """Whoever waits with `wake` has woken."""
-        self._waiting.pop(wake, None)
-        self._wake_next()
-
-    def _wake_next(self) -> None:
-        if self._free and self._waiting:
-            wake = next(iter(self._waiting))
-            del self._waiting[wake]
-            wake.set()
 
 
 class Delivery:
@@ -65,9 +27,14 @@ class Delivery:
         """Stored bytes handed to the socket so far."""
         return self._sender.stored_bytes_sent
 
+    @property
+    def uncounted_bytes(self) -> int:
+        """Stored bytes sent since `take_sent_bytes` was last called."""
+        return self.sent_bytes - self._counted_bytes
+
     def take_sent_bytes(self) -> int:
         """Return the stored bytes sent since the last call, so that each is counted once."""
-        new = self.sent_bytes - self._counted_bytes
+        new = self.uncounted_bytes
         self._counted_bytes = self.sent_bytes
         return new
 
@@ -84,6 +51,8 @@ class Delivery:
             manifest=manifest.digest,
             chunking=chunking_for(manifest.size),
             installer=self.owed.installer,
+            attempt=self.owed.attempt,
+            initiator=self.owed.initiator_name,
         )
 
     def want(self, want: Want) -> None:
@@ -95,9 +64,24 @@ class Delivery:
         self._sender.acknowledge(progress.frames, now)
         self.done_bytes = min(progress.done, self._pack.manifest.size)
 
-    def next_message(self, now: float) -> bytes | None:
-        """Return the bytes of the next manifest page or frame that may go now, or None."""
-        due = None if self.is_broken else self._sender.next(now)
+    @property
+    def unacknowledged_since(self) -> float | None:
+        """When the oldest frame that is not acknowledged was sent, or None."""
+        return self._sender.unacknowledged_since
+
+    def next_bytes(self, largest_bytes: int = limits.FRAME_BYTES) -> int:
+        """Return how many bytes of the object's pack or manifest may go now; 0 for none."""
+        due = None if self.is_broken else self._sender.peek(largest_bytes)
+        if isinstance(due, PageDue):
+            return len(self._pack.manifest.page(due.page))
+        return self._sender.stored_bytes(due) if due is not None else 0
+
+    def next_message(self, now: float, largest_bytes: int = limits.FRAME_BYTES) -> bytes | None:
+        """Return the bytes of the next manifest page or frame that may go now, or None.
+
+        Raises BadDataError when the pack cannot be read.
+        """
+        due = None if self.is_broken else self._sender.next(now, largest_bytes)
         if due is None:
             return None
         if isinstance(due, PageDue):

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import random
 import ssl
 from http import HTTPStatus
 from typing import Any, Final
@@ -51,6 +52,7 @@ class HubServer:
                 close_timeout=CLOSE_SECONDS,
                 max_size=limits.MESSAGE_BEFORE_LOGIN_BYTES,
                 max_queue=limits.INBOUND_MESSAGES,
+                write_limit=0,  # a send ends when the kernel has it all: no frame is left here while the next is read
                 backlog=_BACKLOG,
                 ssl=_tls_context(settings),
                 logger=_quiet_logger(),
@@ -102,7 +104,9 @@ class HubServer:
         if self._services.sockets_before_login < self._services.settings.sockets_before_login:
             return None
         response = connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "busy: too many logins at once\n")
-        response.headers["Retry-After"] = "2"
+        # At random, so that those who came together do not come again together.
+        seconds = random.uniform(limits.RETRY_AFTER_SMALLEST_SECONDS, limits.RETRY_AFTER_LARGEST_SECONDS)  # noqa: S311
+        response.headers["Retry-After"] = str(round(seconds))
         return response
 
     async def _pass_pokes_on(self) -> None:

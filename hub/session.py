@@ -25,7 +25,7 @@ from protocol.messages import Message
 
 VERSION: Final = "lockstep.v1"
 
-CLOSE_STOPPING: Final = 1001
+CLOSE_STOPPING: Final = 1012
 CLOSE_REFUSED: Final = 1008
 CLOSE_BUSY: Final = 1013
 CLOSE_REPLACED: Final = 4000

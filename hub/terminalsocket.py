@@ -18,8 +18,9 @@ from hub import session as brain
 from hub.accounts import Accounts, device_row
 from hub.config import Settings
 from hub.deliveries import Deliveries
-from hub.delivery import Delivery, FrameRoom
+from hub.delivery import Delivery
 from hub.devices import DeviceLists
+from hub.fairness import Bucket, FairRoom, SharedBandwidth
 from hub.objects import Objects
 from hub.pokes import Pokes
 from hub.presence import Presence
@@ -36,6 +37,8 @@ from protocol.messages import Message, TargetRow
 log: Final = logging.getLogger("lockstep.hub")
 
 CLOSE_TOO_SLOW: Final = 4002
+COUNT_SENT_EVERY_BYTES: Final = 8 * limits.MIB
+LOGGED: Final = FINAL | {State.ASKING, State.POSTPONED}
 CLOSE_SECONDS: Final = 2.0
 # The close codes the library itself sends (RFC 6455 section 7.4.1).
 _LIBRARY_CLOSES: Final = frozenset({1002, 1007, 1009})
@@ -68,7 +71,10 @@ class Services:
         self.devices = DeviceLists(presence)
         self.sockets: dict[int, TerminalSocket] = {}
         self.sockets_before_login = 0
-        self.frame_room = FrameRoom(max(1, settings.bytes_in_flight // limits.FRAME_BYTES))
+        self.frame_room = FairRoom(settings.bytes_in_flight)
+        self.transfers = FairRoom(settings.transfers_at_once)
+        rate = settings.bandwidth_bytes_per_second
+        self.bandwidth = SharedBandwidth(rate) if rate else None
         self._progress: dict[str, dict[str, tuple[str, TargetRow]]] = {}
 
     def note_progress(self, delivery: Delivery) -> None:
@@ -145,6 +151,10 @@ class TerminalSocket:
         self._ping_due = False
         self._closing: brain.Close | None = None
         self._delivery: Delivery | None = None
+        self._bucket: Bucket | None = None
+        self._largest_frame_bytes = limits.FRAME_BYTES
+        self._again_at: float | None = None
+        self.limit_bandwidth(0)
         peer = connection.remote_address
         self.address = f"{peer[0]}:{peer[1]}" if peer else "?"
 
@@ -164,6 +174,14 @@ class TerminalSocket:
         self._devices_changed = True
         self._wake.set()
 
+    def limit_bandwidth(self, bytes_per_second: int) -> None:
+        """Send the terminal frames at no more than this rate (0: no limit); the hub's settings hold besides."""
+        settings = self._services.settings
+        own = [rate for rate in (bytes_per_second, settings.terminal_bandwidth_bytes_per_second) if rate]
+        self._bucket = Bucket(min(own)) if own else None
+        rates = [*own, settings.bandwidth_bytes_per_second or limits.OBJECT_BYTES]
+        self._largest_frame_bytes = min(limits.FRAME_BYTES, int(min(rates) * limits.FRAME_SECONDS))
+
     async def run(self) -> None:
         """Serve the socket until it ends."""
         try:
@@ -178,7 +196,7 @@ class TerminalSocket:
             log.exception("internal error on the socket of %s", self, exc_info=errors)
         finally:
             self._connection.transport.abort()
-            self._services.frame_room.leave(self._wake)
+            self._leave_lines()
             await self._leave()
 
     def __str__(self) -> str:
@@ -219,37 +237,96 @@ class TerminalSocket:
     async def _write(self) -> None:
         while True:
             self._wake.clear()
-            self._services.frame_room.leave(self._wake)
-            if self._ping_due:
-                self._ping_due = False
-                await self._send_within(self._connection.ping())
-            elif self._outbox:
-                await self._send_within(self._connection.send(self._outbox.popleft()))
-            elif self._closing is not None:
-                await self._close(self._closing)
-            elif self._devices_changed and self._session.is_open:
-                self._devices_changed = False
-                self.devices_revision = self._services.devices.changes(self)
+            self._again_at = None
+            if self._control_is_due:
+                self._leave_lines()  # nobody waits for this socket while it sends something else
+                await self._write_control()
             elif not await self._write_frame():
-                await self._wake.wait()
+                await self._wait()
+
+    @property
+    def _control_is_due(self) -> bool:
+        devices = self._devices_changed and self._session.is_open
+        return self._ping_due or bool(self._outbox) or self._closing is not None or devices
+
+    async def _write_control(self) -> None:
+        if self._ping_due:
+            self._ping_due = False
+            await self._send_within(self._connection.ping())
+        elif self._outbox:
+            await self._send_within(self._connection.send(self._outbox.popleft()))
+        elif self._closing is not None:
+            await self._close(self._closing)
+        else:
+            self._devices_changed = False
+            self.devices_revision = self._services.devices.changes(self)
 
     async def _write_frame(self) -> bool:
-        """Send the next page or frame of the running transfer; return whether there was one and room for it."""
-        room = self._services.frame_room
-        if self._delivery is None or not room.take(self._wake):
+        """Send the next page or frame of the running transfer; return whether there was one and it might go."""
+        delivery = self._delivery
+        size = delivery.next_bytes(self._largest_frame_bytes) if delivery is not None else 0
+        if delivery is None or not size:
+            self._leave_lines()
+            return False
+        if not self._may_send(size):
             return False
         try:
-            data = self._next_frame(self._delivery)
-            if data is None:
-                return False
-            await self._send_within(self._connection.send(data))
+            data = self._next_frame(delivery)
+            if data is not None:
+                self._count_bandwidth(len(data))
+                await self._send_within(self._connection.send(data))
+                await asyncio.sleep(0)  # a send that the kernel takes at once lets nobody else run
         finally:
-            room.give_back()
-        return True
+            self._leave_lines()
+        return data is not None
+
+    def _may_send(self, size: int) -> bool:
+        """Whether `size` bytes may go now; if not, the writer is woken, or `_again_at` says when to look again."""
+        now, services, account = self._loop.time(), self._services, self._me.account_id
+        ready_at: float | None = self._bucket.ready_at(now) if self._bucket is not None else now
+        if ready_at == now and not services.frame_room.take(account, self, size, self._wake.set):
+            return False
+        if ready_at == now and services.bandwidth is not None:
+            ready_at = services.bandwidth.ready_at(account, self, now, self._wake.set)
+        self._again_at = None if ready_at == now else ready_at
+        return ready_at == now
+
+    def _count_bandwidth(self, size: int) -> None:
+        now = self._loop.time()
+        if self._bucket is not None:
+            self._bucket.passed(now, size)
+        if self._services.bandwidth is not None:
+            self._services.bandwidth.passed(self._me.account_id, self, now, size)
+
+    def _leave_lines(self) -> None:
+        """Give back what this socket holds of what all share, and its turn."""
+        if self.terminal is None:
+            return
+        self._services.frame_room.leave(self._me.account_id, self)
+        if self._services.bandwidth is not None:
+            self._services.bandwidth.leave(self._me.account_id, self)
+
+    async def _wait(self) -> None:
+        """Wait until there may be something to send. Ends the socket of a terminal that lets frames lie too long."""
+        cut_at = self._cut_at()
+        waits = [at for at in (self._again_at, cut_at) if at is not None]
+        try:
+            async with asyncio.timeout_at(min(waits, default=None)):
+                await self._wake.wait()
+        except TimeoutError:
+            cut_at = self._cut_at()
+            if cut_at is not None and cut_at <= self._loop.time():
+                log.info("%s acknowledged no frame and was not heard of for %g s; cut", self, limits.SEND_SECONDS)
+                raise _EndedError from None
+
+    def _cut_at(self) -> float | None:
+        """When a terminal that has frames to acknowledge and says nothing at all is given up."""
+        since = self._delivery.unacknowledged_since if self._delivery is not None else None
+        return None if since is None else max(since, self._connection.liveness.heard_at) + limits.SEND_SECONDS
 
     def _next_frame(self, delivery: Delivery) -> bytes | None:
         try:
-            return delivery.next_message(self._loop.time())
+            return delivery.next_message(self._loop.time(), self._largest_frame_bytes)
         except BadDataError as error:
             self._break_transfer(delivery, error)
             return None
@@ -395,13 +472,13 @@ class TerminalSocket:
     async def _deliver(self, action: brain.Action) -> brain.Event | None:
         deliveries, me = self._services.deliveries, self._me
         match action:
-            case brain.SaveInventory(inventory):
-                await deliveries.save_inventory(me.terminal_id, me.connection, inventory)
+            case brain.SaveInventory(inventory, first):
+                await deliveries.save_inventory(me.terminal_id, me.connection, inventory, first=first)
                 return brain.InventorySaved()
             case brain.Claim():
-                return brain.Claimed(await deliveries.claim(me.terminal_id, me.connection))
-            case brain.CheckLive(delivery):
-                return brain.LiveChecked(delivery, await deliveries.is_live(delivery, me.terminal_id))
+                return brain.Claimed(await self._claim())
+            case brain.CheckLive(held):
+                return brain.LiveChecked(await deliveries.gone_of(held, me.terminal_id))
             case brain.Report(state):
                 return brain.Reported(state, await self._report(state))
             case brain.StartTransfer(owed):
@@ -411,8 +488,18 @@ class TerminalSocket:
             case brain.FeedWant(want):
                 return self._feed_want(want)
             case brain.FeedProgress(progress):
-                return self._feed_progress(progress)
+                return await self._feed_progress(progress)
         return None
+
+    async def _claim(self) -> Owed | None:
+        """Claim what is owed once the hub has room for one more transfer; until then it stays queued."""
+        transfers, me = self._services.transfers, self._me
+        if not transfers.take(me.account_id, self, 1, lambda: self.tell(brain.Owing())):
+            return None
+        owed = await self._services.deliveries.claim(me.terminal_id, me.connection)
+        if owed is None:
+            transfers.leave(me.account_id, self)
+        return owed
 
     def _start_transfer(self, owed: Owed) -> brain.Event | None:
         try:
@@ -433,7 +520,7 @@ class TerminalSocket:
         self._wake.set()
         return None
 
-    def _feed_progress(self, progress: messages.Progress) -> brain.Event | None:
+    async def _feed_progress(self, progress: messages.Progress) -> brain.Event | None:
         if self._delivery is None:
             return None
         try:
@@ -442,6 +529,8 @@ class TerminalSocket:
             return brain.Broken(error.code, error.message)
         self._services.note_progress(self._delivery)
         self._wake.set()
+        if self._delivery.uncounted_bytes >= COUNT_SENT_EVERY_BYTES:  # so that a hub that is killed has counted most
+            await self._count_sent(self._delivery)
         return None
 
     async def _report(self, state: messages.State) -> str:
@@ -453,17 +542,21 @@ class TerminalSocket:
                 sent = self._delivery.take_sent_bytes()
         me = self._me
         answer = await self._services.deliveries.report(me.terminal_id, me.connection, state, sent=sent)
-        if answer == "noted" and state.state in FINAL:
+        if answer == "noted" and state.state in LOGGED:
             reason = f" ({state.reason})" if state.reason else ""
-            log.info("%s: delivery %s is %s%s", self, state.delivery, state.state, reason)
+            log.info("%s: delivery %s: %s%s", self, state.delivery, state.state, reason)
         return answer
 
     async def _stop_transfer(self) -> None:
         delivery, self._delivery = self._delivery, None
+        self._services.transfers.leave(self._me.account_id, self)
         if delivery is not None:
             self._services.forget_progress(delivery.owed)
-            if sent := delivery.take_sent_bytes():
-                await self._services.deliveries.add_sent(delivery.owed.delivery, sent)
+            await self._count_sent(delivery)
+
+    async def _count_sent(self, delivery: Delivery) -> None:
+        if sent := delivery.take_sent_bytes():
+            await self._services.deliveries.add_sent(delivery.owed.delivery, sent)
 
     async def _read_changes(self, since: int) -> brain.Event:
         changes = await self._services.syncs.changes(self._me.terminal_id, since)

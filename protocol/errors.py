@@ -99,6 +99,10 @@ class NotLoggedInError(RefusedError):
 
 
 class UnavailableError(LockstepError):
-    """The network or the other side is not there now; trying again may help."""
+    """The network or the other side is not there now; trying again may help, after `retry_after_seconds` at least."""
 
     default_code = "unavailable"
+
+    def __init__(self, message: str, *, hint: str = "", code: str = "", retry_after_seconds: float = 0.0) -> None:
+        super().__init__(message, hint=hint, code=code)
+        self.retry_after_seconds = retry_after_seconds

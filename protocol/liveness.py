@@ -16,6 +16,11 @@ class Liveness:
         self._heard_at = now
         self._pinged_at: float | None = None
 
+    @property
+    def heard_at(self) -> float:
+        """When something was heard last."""
+        return self._heard_at
+
     def heard(self, now: float) -> None:
         """Some bytes arrived."""
         self._heard_at = now

@@ -101,7 +101,7 @@ class Agent:
                 raise error
             if loop.time() - began_at > STEADY_SECONDS:
                 delays = back_off()
-            await self._wait(next(delays), error, stop)
+            await self._wait(wait_seconds(error, delays), error, stop)
 
     async def _connect_once(self, stop: asyncio.Event) -> LockstepError | None:
         """Hold a connection until it ends; return why, or None when `stop` ended it."""
@@ -211,3 +211,15 @@ def back_off() -> Iterator[float]:
     while True:
         yield random.uniform(0.0, bound_seconds)  # noqa: S311 - only spreads the load
         bound_seconds = min(bound_seconds * 2, limits.RECONNECT_LARGEST_SECONDS)
+
+
+def wait_seconds(error: LockstepError, delays: Iterator[float]) -> float:
+    """Return how long to wait after `error`; `delays` is the `back_off` of this run of failures.
+
+    A hub that stops tells all its terminals at one moment, so they spread their return; one that is too busy for
+    another login says how long to wait at least.
+    """
+    if error.code == "restarting":
+        return random.uniform(0.0, limits.RESTART_SPREAD_SECONDS)  # noqa: S311 - only spreads the load
+    least_seconds = error.retry_after_seconds if isinstance(error, UnavailableError) else 0.0
+    return least_seconds + next(delays)

@@ -144,7 +144,12 @@ def _not_a_hub(url: str) -> UnavailableError:
 
 def _dial_error(url: str, error: Exception) -> LockstepError:
     if isinstance(error, InvalidStatus) and error.response.status_code == 503:
-        return UnavailableError(f"The hub at {url} is busy.", hint="Try again in a few seconds.", code="busy")
+        return UnavailableError(
+            f"The hub at {url} is busy.",
+            hint="Try again in a few seconds.",
+            code="busy",
+            retry_after_seconds=_retry_after_seconds(error.response.headers.get("Retry-After", "")),
+        )
     if isinstance(error, (InvalidHandshake, WebSocketException, EOFError)):
         return _not_a_hub(url)
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -154,6 +159,11 @@ def _dial_error(url: str, error: Exception) -> LockstepError:
             code="untrusted-certificate",
         )
     return UnavailableError(f"{url} cannot be reached: {_reason(error)}.", hint="Is the hub running, and reachable?")
+
+
+def _retry_after_seconds(text: str) -> float:
+    """What a Retry-After header asks for (RFC 9110 section 10.2.3), a minute at most; 0 for a date or nonsense."""
+    return min(float(text), limits.RECONNECT_LARGEST_SECONDS) if text.isascii() and text.isdigit() else 0.0
 
 
 def _reason(error: Exception) -> str:

@@ -76,6 +76,7 @@ ERRORS: Final[dict[str, type[LockstepError]]] = {
 CLOSES: Final[dict[int, tuple[type[LockstepError], str, str]]] = {
     1008: (RefusedError, "not-authorised", "it refuses this terminal"),
     1009: (ProtocolError, "too-large", "a message was over its limit"),
+    1012: (UnavailableError, "restarting", "it is stopping"),
     1013: (UnavailableError, "busy", "it is busy"),
     4000: (RefusedError, "replaced", "this terminal has logged in from somewhere else"),
     4001: (ProtocolError, "protocol-violation", "a message broke the protocol"),

@@ -30,7 +30,7 @@ from protocol.errors import (
     UsageError,
 )
 from protocol.messages import DeviceRow
-from terminal.agent import INSTALLATION_SECONDS, back_off
+from terminal.agent import INSTALLATION_SECONDS, back_off, wait_seconds
 from terminal.client import Client, enrol
 from terminal.connection import Connection, login_of
 from terminal.dialling import Address, HubSocket, dial, parse_address
@@ -358,7 +358,7 @@ class SimulatedDevice:
                 raise error
             if self.logins > logins:
                 delays = back_off()
-            await asyncio.sleep(next(delays))
+            await asyncio.sleep(wait_seconds(error, delays))
 
     async def _connect_once(self, address: Address, gate: asyncio.Semaphore) -> LockstepError:
         try:

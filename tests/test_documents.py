@@ -17,7 +17,7 @@ from protocol.life import State
 ROOT = Path(__file__).parent.parent
 DOCUMENT = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
 ROOMS = ("protocol", "hub", "terminal")
-CLOSE_CODES = (1000, 1001, 1008, 1009, 1013, 4000, 4001, 4002, 4003)
+CLOSE_CODES = (1000, 1001, 1008, 1009, 1012, 1013, 4000, 4001, 4002, 4003)
 ROWS: tuple[type[msgspec.Struct], ...] = (
     DeviceInfo,
     messages.DeviceRow,

@@ -282,7 +282,7 @@ async def test_too_many_sockets_before_login_get_503_and_a_time_to_come_again(tm
         with pytest.raises(InvalidStatus) as caught:
             await connect(hub.url, subprotocols=[Subprotocol("lockstep.v1")], proxy=None)
         assert caught.value.response.status_code == 503
-        assert caught.value.response.headers["Retry-After"] == "2"
+        assert 1 <= int(caught.value.response.headers["Retry-After"]) <= 5
 
 
 async def test_the_count_of_sockets_before_login_returns_to_zero_however_they_end(tmp_path: Path, caplog: Logs) -> None:
@@ -315,7 +315,7 @@ async def test_a_newer_login_replaces_the_older_socket(tmp_path: Path, caplog: L
             assert (await newer.hear(messages.HistoryResult)).re == 4
 
 
-async def test_terminals_are_told_1001_when_the_hub_stops(tmp_path: Path) -> None:
+async def test_terminals_are_told_1012_when_the_hub_stops(tmp_path: Path) -> None:
     hub = RunningHub(tmp_path / "hub")
     await hub.start()
     await hub.add_account("ada")
@@ -323,8 +323,8 @@ async def test_terminals_are_told_1001_when_the_hub_stops(tmp_path: Path) -> Non
         await terminal.enrol("ada")
         await stranger.hello()
         await hub.stop()
-        assert (await terminal.closed())[:2] == (1001, "the hub is stopping")
-        assert (await stranger.closed())[0] == 1001
+        assert (await terminal.closed())[:2] == (1012, "the hub is stopping")
+        assert (await stranger.closed())[0] == 1012
 
 
 async def test_a_truncated_pack_fails_the_delivery_in_words_and_the_next_is_served(

@@ -67,7 +67,7 @@ def test_ws_off_this_machine_is_refused_without_insecure_lan(tmp_path: Path) -> 
     assert "--insecure-lan" in refused.stderr and "Traceback" not in refused.stderr
 
 
-async def test_sigterm_tells_the_terminals_1001_and_ends_with_0(tmp_path: Path) -> None:
+async def test_sigterm_tells_the_terminals_1012_and_ends_with_0(tmp_path: Path) -> None:
     process, url = await serve(tmp_path)
     second = await asyncio.to_thread(hub, tmp_path, "serve", "--listen", "127.0.0.1:0")
     assert second.returncode == 1 and "in use" in second.stderr, "one process has the folder"
@@ -79,7 +79,7 @@ async def test_sigterm_tells_the_terminals_1001_and_ends_with_0(tmp_path: Path) 
             await socket.recv()
             raise AssertionError("the hub said something more")
         except ConnectionClosed as closed:
-            assert closed.rcvd is not None and closed.rcvd.code == 1001
+            assert closed.rcvd is not None and closed.rcvd.code == 1012
     async with asyncio.timeout(20):
         _, errors = await process.communicate()
     assert process.returncode == 0

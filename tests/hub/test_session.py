@@ -287,10 +287,10 @@ def test_a_newer_login_replaces_this_socket_with_4000() -> None:
     assert isinstance(error, Send) and isinstance(close, Close) and close.code == 4000
 
 
-def test_a_hub_that_stops_closes_with_1001_even_before_login() -> None:
+def test_a_hub_that_stops_closes_with_1012_even_before_login() -> None:
     for session in (opened(), challenged()[0]):
         [close] = feed(session, brain.Stopping())
-        assert isinstance(close, Close) and close.code == 1001
+        assert isinstance(close, Close) and close.code == 1012
 
 
 def test_a_database_that_does_not_answer_ends_an_open_socket_with_1013() -> None:

@@ -28,10 +28,10 @@ from protocol.errors import (
 from protocol.messages import InstalledProgram, TargetRow
 from terminal import agent as agent_module
 from terminal import session
-from terminal.agent import back_off, run_agent
+from terminal.agent import back_off, run_agent, wait_seconds
 from terminal.client import enrol, open_client
 from terminal.connection import Connection, address_of, connected, login_of
-from terminal.dialling import parse_address, show_url
+from terminal.dialling import dial, parse_address, show_url
 from terminal.installing import Installations
 from terminal.link import error_of, unix_path
 from terminal.receiving import Receiving
@@ -284,6 +284,7 @@ async def test_a_peer_that_talks_nonsense_breaks_the_protocol(
     ("close_code", "error_class", "code"),
     [
         (1001, UnavailableError, "unavailable"),
+        (1012, UnavailableError, "restarting"),
         (1013, UnavailableError, "busy"),
         (4000, RefusedError, "replaced"),
         (4001, ProtocolError, "protocol-violation"),
@@ -866,6 +867,42 @@ async def test_after_a_crash_the_system_is_asked_how_the_installation_ended(
     assert [one.state for one in said if isinstance(one, messages.State)] == states
     assert bool(folder.inventory()) is bool(states)
     assert [(mark.starts, mark.running) for mark in folder.marks()] == ([] if states else [(1, False)])
+
+
+@pytest.mark.parametrize(
+    ("error", "least", "most"),
+    [
+        (UnavailableError("x", code="restarting"), 0.0, limits.RESTART_SPREAD_SECONDS),
+        (UnavailableError("x", code="busy", retry_after_seconds=4.0), 4.5, 4.5),
+        (UnavailableError("x"), 0.5, 0.5),
+        (LockstepError("x"), 0.5, 0.5),
+    ],
+)
+def test_the_wait_before_the_next_try_suits_why_the_last_one_failed(
+    error: LockstepError, least: float, most: float
+) -> None:
+    waits = [wait_seconds(error, iter([0.5])) for _ in range(500)]
+    assert least <= min(waits) <= max(waits) <= most
+    if most > least:
+        assert max(waits) - min(waits) > 0.9 * (most - least), "else they would all come at once"
+
+
+@pytest.mark.parametrize(("said", "seconds"), [("3", 3.0), ("9999", 60.0), ("soon", 0.0), ("", 0.0), ("-5", 0.0)])
+async def test_a_hub_that_is_busy_says_how_long_to_wait_and_is_believed_for_a_minute_at_most(
+    folder: StateFolder, said: str, seconds: float
+) -> None:
+    async def busy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        head = f"HTTP/1.1 503 Service Unavailable\r\nRetry-After: {said}\r\nContent-Length: 0\r\n\r\n"
+        writer.write(head.encode())
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(busy, "127.0.0.1", 0)
+    async with server:
+        with pytest.raises(UnavailableError) as caught:
+            await dial(parse_address(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"))
+    assert (caught.value.code, caught.value.retry_after_seconds) == ("busy", seconds)
 
 
 def test_back_off_grows_to_a_minute_and_is_never_the_same_for_all() -> None:
