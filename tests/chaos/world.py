@@ -9,7 +9,7 @@ import contextlib
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -20,6 +20,7 @@ from terminal.client import Client, enrol, open_client
 from terminal.place import local_device
 from terminal.state import StateFolder
 from tests.chaos.devices import Device, Installer, Job
+from tests.chaos.ledger import Ledger
 from tests.harness import PASSWORD, HubProcess, SlowProxy, make_installer, running_hub
 
 PROGRAM: Final = "thing"
@@ -49,23 +50,6 @@ class Faults:
 
     hub: str = "none"
     terminal: str = "none"
-
-
-@dataclass(slots=True)
-class Ledger:
-    """What was seen from outside: syncs accepted and ended, resumes, and every breach in words."""
-
-    accepted: list[str] = field(default_factory=list)
-    ended: list[str] = field(default_factory=list)  # well, as the initiator was told
-    cancels: int = 0
-    overtaken: int = 0
-    resumes: int = 0
-    twice_bytes: int = 0
-    largest_twice_bytes: int = 0  # of one resume
-    lost: list[str] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)
-    over_window: list[str] = field(default_factory=list)
-    died: list[str] = field(default_factory=list)  # processes that ended though nobody killed them
 
 
 class Initiator:
