@@ -23,6 +23,7 @@ PARTS: Final[dict[str, str]] = {
     "powercut": "tests.chaos.powercut",
     "diskfull": "tests.chaos.diskfull",
     "bitflips": "tests.chaos.bitflips",
+    "clocksteps": "tests.chaos.clocksteps",
 }
 
 

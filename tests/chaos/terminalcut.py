@@ -8,11 +8,9 @@ the agent that starts next.
 """
 
 import asyncio
-import os
 import random
 import re
 import shutil
-import sys
 import tempfile
 from asyncio.subprocess import Process
 from collections import Counter
@@ -32,72 +30,26 @@ from terminal.installers import InstallResult, InstallTask
 from terminal.state import StateFolder
 from tests.chaos.crashdisk import ALL_SURVIVORS, CrashDisk, cut_points
 from tests.chaos.frames import FrameReader
-from tests.chaos.tracing import Heard, Said, Step, read_traces, traced
-from tests.harness.fleets import WAIT_SECONDS, devices, ended, until
-from tests.harness.hubs import PASSWORD, RunningHub, running_hub
+from tests.chaos.processes import ChaosTerminal
+from tests.chaos.tracing import Heard, Said, Step, read_traces
+from tests.harness.fleets import devices, ended, until
+from tests.harness.hubs import RunningHub, running_hub
 from tests.harness.installers import make_installer
 
-DEVICE: Final = """
-model = "Chaos TV"
-os_type = "linux"
-installer_kinds = ["deb"]
-[installers.deb]
-command = ["/bin/sh", "{script}"]
-check_command = ["/bin/cat", "{version}"]
-"""
-SCRIPT: Final = """
-echo "ran $LOCKSTEP_DELIVERY"
-echo "ran $LOCKSTEP_DELIVERY" >> "{ran}"
-while [ -e "{slow}" ]; do sleep 0.05; done
-echo "$LOCKSTEP_VERSION" > "{version}"
-"""
 NOWHERE: Final = "ws://127.0.0.1:9"  # the discard port: nobody listens, and the agent settles before it dials
 
 
 # --- the load -----------------------------------------------------------------------------------------------------
 
 
-class _Terminal:
-    """The command line of one terminal, traced."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.disk = folder / "disk"
-        self.ran, self.slow, self.version = folder / "ran", folder / "slow", folder / "version"
-        self.records: list[Path] = []
-        self.disk.mkdir(parents=True)
-        script = folder / "install.sh"
-        script.write_text(SCRIPT.format(ran=self.ran, slow=self.slow, version=self.version))
-        (folder / "device.toml").write_text(DEVICE.format(script=script, version=self.version))
-
-    async def start(self, *arguments: str, answer: bytes = b"") -> Process:
-        self.records.append(self.folder / f"trace-{len(self.records)}")
-        with (self.folder / "terminal.log").open("ab") as log:
-            process = await asyncio.create_subprocess_exec(
-                *traced(self.records[-1]), sys.executable, "-m", "terminal", *arguments, "--state",
-                str(self.disk / "state"), stdin=asyncio.subprocess.PIPE, stdout=log, stderr=log,
-                env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "HOME": str(self.folder)},
-            )  # fmt: skip
-        assert process.stdin is not None
-        process.stdin.write(answer)
-        process.stdin.close()
-        return process
-
-    def runs(self) -> int:
-        return len(self.ran.read_text().splitlines()) if self.ran.exists() else 0
-
-
 async def record_terminal(folder: Path) -> list[Step]:
     """Run the load on a terminal with its state in `folder`/disk/state, and return what it did, said and heard."""
-    terminal = _Terminal(folder)
+    terminal = ChaosTerminal(folder)
     async with running_hub(folder / "beside") as hub:
         await hub.add_account("ada")
-        login = await terminal.start(
-            "login", hub.url, "--account", "ada", "--name", "TV", "--password-stdin",
-            "--device", str(folder / "device.toml"), answer=f"{PASSWORD}\n".encode(),
-        )  # fmt: skip
-        async with asyncio.timeout(WAIT_SECONDS):
-            assert await login.wait() == 0, (folder / "terminal.log").read_text()
+        terminal.before = terminal.trace()
+        await terminal.login(hub.url, "ada", "TV")
+        terminal.before = terminal.trace()
         process = await terminal.start("run")
         try:
             process = await _load(hub, terminal, process)
@@ -110,7 +62,7 @@ async def record_terminal(folder: Path) -> list[Step]:
     return read_traces(terminal.records, terminal.disk)
 
 
-async def _load(hub: RunningHub, terminal: _Terminal, process: Process) -> Process:
+async def _load(hub: RunningHub, terminal: ChaosTerminal, process: Process) -> Process:
     async with devices(hub, "ada", 1, folder=terminal.folder / "initiator") as fleet:
         await until(lambda: (terminal.disk / "state" / "devices.json").exists())
         target = next(row.terminal for row in await fleet.initiator.devices() if row.name == "TV")
@@ -125,12 +77,13 @@ async def _load(hub: RunningHub, terminal: _Terminal, process: Process) -> Proce
                 process.kill()
                 await process.wait()
                 terminal.slow.unlink()
+                terminal.before = terminal.trace()
                 process = await terminal.start("run")
             assert await ended(watch) == "done", watch.targets
     return process
 
 
-async def _recorded(terminal: _Terminal) -> None:
+async def _recorded(terminal: ChaosTerminal) -> None:
     """Wait until strace has written its last line."""
     await until(lambda: not _writers(terminal.records))
 
