@@ -165,6 +165,10 @@ class Device:
         """What has come over the link since the sync was asked for."""
         return self.proxy.down_bytes - self.job.carried_before_bytes if self.job else 0
 
+    def left_bytes(self) -> int:
+        """What is still to come of the object, if nothing came twice."""
+        return self.job.installer.stored_size - self.carried_bytes() if self.job else 0
+
     def flows(self) -> list[int]:
         """Bytes of each connection since the sync was asked for on which more than chatter came: the object flowed."""
         if self.job is None:
@@ -176,7 +180,7 @@ class Device:
 
     def is_mid_transfer(self) -> bool:
         """Whether the object flows to the device over a connection that is open, and cannot be whole there yet."""
-        if self.job is None or self.carried_bytes() >= self.job.installer.stored_size:
+        if self.job is None or self.left_bytes() <= 0:
             return False
         live = self.proxy.open_connections()
         if not live:

@@ -21,7 +21,7 @@ may have to be run more than once.
 import asyncio
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
@@ -61,6 +61,7 @@ class Tally:
     mid_transfer: int = 0
     damaged: int = 0
     cuts: int = 0
+    missed: list[str] = field(default_factory=list)
     say_at: int = SAY_EVERY_KILLS
 
     @property
@@ -68,7 +69,7 @@ class Tally:
         """For people."""
         return (
             f"{self.kills} kills, {self.mid_transfer} mid-transfer, {self.cuts} links cut, "
-            f"{self.damaged} partial files damaged"
+            f"{self.damaged} partial files damaged, {len(self.missed)} moments that did not come"
         )
 
 
@@ -84,8 +85,7 @@ class Killer:
     async def kill(self, kind: Kind) -> None:
         """Wait for a moment, kill, start again."""
         (moment,) = self._chance.choices([*self._moments], [*self._moments.values()])
-        device = self._chance.choice(self._world.devices)
-        await self._wait_for(moment, device)
+        device = await self._wait_for(moment)
         self._world.note_deaths()
         hit = [device] if kind == "terminal" else self._world.devices
         self._tally.mid_transfer += any(one.is_mid_transfer() for one in hit)
@@ -110,16 +110,18 @@ class Killer:
                 await self._world.kill_early(self._chance.uniform(0, EARLY_WITHIN_SECONDS))
             await self._world.start_hub()
 
-    async def _wait_for(self, moment: Moment, device: Device) -> None:
+    async def _wait_for(self, moment: Moment) -> Device:
+        """Wait for the moment and return the device that it came at."""
+        device = self._chance.choice(self._world.devices)
         try:
             async with asyncio.timeout(MOMENT_WITHIN_SECONDS):
                 match moment:
                     case "flowing":
-                        await self._flowing(device)
+                        return await self._flowing()
                     case "whole":
-                        await self._whole(device)
+                        return await self._whole()
                     case "installing":
-                        await self._installing(device)
+                        return await self._installing()
                     case "accepted":
                         self._world.accepted.clear()
                         await self._world.accepted.wait()
@@ -127,33 +129,40 @@ class Killer:
                     case "any":
                         await asyncio.sleep(self._chance.uniform(0, ANY_WITHIN_SECONDS))
         except TimeoutError:
-            return  # the moment did not come: then it falls now
+            self._tally.missed.append(moment)  # it did not come: then the kill falls now
+        return device
 
-    async def _flowing(self, device: Device) -> None:
+    async def _flowing(self) -> Device:
         """Wait until a part of what is still to come of an object has come."""
         part = self._chance.uniform(0, LAST_PART)
         while True:
-            await _until(device.is_mid_transfer)
-            job = device.job
-            assert job is not None
-            carried_bytes = device.carried_bytes()
-            due_bytes = carried_bytes + part * (job.installer.stored_size - carried_bytes)
-            while device.is_mid_transfer() and device.carried_bytes() < due_bytes:  # noqa: ASYNC110
-                await asyncio.sleep(WATCH_EVERY_SECONDS)
+            device = self._chance.choice(await self._where(Device.is_mid_transfer))
+            job, left_bytes = device.job, device.left_bytes() * (1 - part)
+            await _until(lambda: not device.is_mid_transfer() or device.left_bytes() <= left_bytes)  # noqa: B023
             if device.job is job and device.is_mid_transfer():
-                return
+                return device
 
-    async def _whole(self, device: Device) -> None:
+    async def _whole(self) -> Device:
         """Wait until the last of an object has come, and then some: it is verified, and asks whether it may install."""
-        await _until(device.is_mid_transfer)
+        device = min(await self._where(Device.is_mid_transfer), key=Device.left_bytes)
         await _until(lambda: not device.is_mid_transfer())
         await asyncio.sleep(self._chance.uniform(0, WHOLE_WITHIN_SECONDS))
+        return device
 
-    async def _installing(self, device: Device) -> None:
+    async def _installing(self) -> Device:
         """Wait until an installer has begun, and then some."""
-        log_bytes = device.place.log_bytes()
-        await _until(lambda: device.place.log_bytes() > log_bytes)
+        logs_bytes = {device.name: device.place.log_bytes() for device in self._world.devices}
+        devices = await self._where(lambda one: one.place.log_bytes() > logs_bytes[one.name])
         await asyncio.sleep(self._chance.uniform(0, INSTALLING_WITHIN_SECONDS))
+        return devices[0]
+
+    async def _where(self, true: Callable[[Device], bool]) -> list[Device]:
+        """Wait until it is so at a device; return where it is."""
+        found: list[Device] = []
+        while not found:
+            await asyncio.sleep(WATCH_EVERY_SECONDS)
+            found = [device for device in self._world.devices if true(device)]
+        return found
 
 
 async def _until(true: Callable[[], bool]) -> None:
