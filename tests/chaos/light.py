@@ -51,7 +51,7 @@ class LightTerminal:
         self.errors: list[str] = []
         self.done: Callable[[str], None] = lambda delivery: None
         self.raw: RawTerminal | None = None
-        self._signing_key = signing_key
+        self.signing_key = signing_key
         self._offer: messages.Offer | None = None
         self._frames = self._chunks = 0
 
@@ -94,7 +94,7 @@ class LightTerminal:
     async def _login(self, socket: HubSocket, url: str) -> None:
         host, _, port = url.removeprefix("ws://").rpartition(":")
         raw = RawTerminal(socket, host, int(port))
-        raw.signing_key, raw.terminal = self._signing_key, self.terminal
+        raw.signing_key, raw.terminal = self.signing_key, self.terminal
         async with asyncio.timeout(10):
             await raw.login()
         self.raw = raw
