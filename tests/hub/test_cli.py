@@ -22,6 +22,7 @@ from websockets.typing import Subprotocol
 
 from protocol import codec, messages
 from tests.harness.installers import make_installer
+from tests.hub.test_objects import flip_bit
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -59,6 +60,50 @@ def test_publish_account_and_catalogue_speak_json_and_end_with_their_exit_codes(
     assert (mixed.returncode, first["new"], second["error"]["code"]) == (1, False, "bad-file")
     assert [row["digest"] for row in json.loads(hub(tmp_path, "catalogue", "--json").stdout)] == [first["digest"]]
     assert "Traceback" not in added.stderr + again.stderr + mixed.stderr
+
+
+def test_backup_verify_restore_and_check_speak_json_and_end_with_their_exit_codes(tmp_path: Path) -> None:
+    nothing = hub(tmp_path, "check", "--json")
+    assert (nothing.returncode, json.loads(nothing.stdout)["error"]["code"]) == (1, "unavailable")
+    hub(tmp_path, "publish", str(make_installer(tmp_path, "deb")))
+    file, copy = str(tmp_path / "file"), str(tmp_path / "copy")
+    written = hub(tmp_path, "backup", file, "--json")
+    assert (written.returncode, json.loads(written.stdout)["objects"]) == (0, 1)
+    again = hub(tmp_path, "backup", file, "--json")
+    assert (again.returncode, json.loads(again.stdout)["error"]["code"]) == (1, "conflict")
+    forced = hub(tmp_path, "backup", "--force", file)
+    assert forced.returncode == 0 and "1 objects" in forced.stdout
+    assert json.loads(hub(tmp_path, "backup", "verify", file, "--json").stdout)["missing"] == []
+    restored = hub(tmp_path, "restore", file, "--data", copy)
+    assert restored.returncode == 0 and copy in restored.stdout
+    assert hub(tmp_path, "restore", file, "--data", copy).returncode == 1
+    sound = hub(tmp_path, "check", "--data", copy)
+    assert sound.returncode == 0 and "sound" in sound.stdout and sound.stderr == ""
+    [pack] = (tmp_path / "copy").rglob("*.pack")
+    flip_bit(pack, 100)
+    damaged = hub(tmp_path, "check", "--data", copy, "--json")
+    report = json.loads(damaged.stdout)
+    assert (damaged.returncode, report["sound"]) == (1, False)
+    assert [row["kind"] for row in report["findings"]] == ["damaged"]
+    partly = hub(tmp_path, "backup", str(tmp_path / "partly"), "--data", copy)
+    assert partly.returncode == 1 and pack.stem in partly.stderr
+    flip_bit(Path(file), 8 * 520)
+    wrong = hub(tmp_path, "backup", "verify", file, "--json")
+    assert (wrong.returncode, json.loads(wrong.stdout)["error"]["code"]) == (1, "bad-file")
+    assert hub(tmp_path, "backup").returncode == 2
+
+
+async def test_a_backup_of_a_running_hub_goes_through_it(tmp_path: Path) -> None:
+    process, _ = await serve(tmp_path)
+    try:
+        file = tmp_path / "file"
+        written = await asyncio.to_thread(hub, tmp_path, "backup", str(file), "--json")
+        assert (written.returncode, json.loads(written.stdout)["bytes"]) == (0, file.stat().st_size)
+        assert (await asyncio.to_thread(hub, tmp_path, "check")).returncode == 0
+    finally:
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(20):
+            await process.communicate()
 
 
 def test_ws_off_this_machine_is_refused_without_insecure_lan(tmp_path: Path) -> None:
