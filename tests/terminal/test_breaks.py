@@ -1,6 +1,7 @@
 """What goes wrong around a connection: crashes, full disks, late messages, words too long. Nothing of it may stay."""
 
 import asyncio
+import errno
 import gc
 import logging
 import shutil
@@ -16,7 +17,7 @@ from protocol import limits, messages
 from protocol.errors import LockstepError, TransferError, UnavailableError, UsageError
 from protocol.messages import AnyMessage
 from terminal import agent as agent_module
-from terminal import session
+from terminal import session, state
 from terminal.agent import run_agent
 from terminal.client import enrol, open_client
 from terminal.connection import Connection
@@ -207,12 +208,13 @@ def test_a_download_folder_that_is_gone_fails_the_offer(folder: StateFolder) -> 
 async def test_a_fault_at_the_hub_or_a_full_disk_does_not_end_an_agent(
     folder: StateFolder, monkeypatch: pytest.MonkeyPatch, trouble: str
 ) -> None:
+    def full(_path: Path, _data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
     async def fails(peer: Peer) -> None:
         if trouble == "disk":
-            (folder.path / "devices.json").mkdir()  # a file that cannot be put in place
-            await peer.open()
-            page = messages.Devices(epoch="e", revision=1, page=0, pages=1, devices=())
-            await peer.say(page)
+            monkeypatch.setattr("terminal.state._replace", full)
+            await peer.open()  # what device this is cannot be kept
         else:
             await peer.challenge()
             await peer.hear(messages.Login)
@@ -224,12 +226,11 @@ async def test_a_fault_at_the_hub_or_a_full_disk_does_not_end_an_agent(
         welcomed.set()
         await hang_up(peer)
 
-    welcomed = asyncio.Event()
+    welcomed, real = asyncio.Event(), state._replace
     monkeypatch.setattr(agent_module, "back_off", lambda: iter([0.01, 0.01]))
     async with hub(fails, welcomes) as url, running(folder, url) as agent:
         await agent.until("reconnecting")
-        if trouble == "disk":
-            (folder.path / "devices.json").rmdir()
+        monkeypatch.setattr("terminal.state._replace", real)
         await asyncio.wait_for(welcomed.wait(), 5)
 
 
