@@ -39,7 +39,7 @@ def allow_files(count: int) -> None:
 
 
 class LightTerminal:
-    """One terminal. `delivered` are (delivery, seconds of the clock) as each was reported done and noted."""
+    """One terminal. `done` is called with each delivery whose end the hub has noted; `tries` are ends by their code."""
 
     def __init__(self, name: str, signing_key: SigningKey, terminal: str) -> None:
         self.name = name
@@ -78,6 +78,8 @@ class LightTerminal:
                 if data[1:].startswith(_WANTED):
                     await self._hear(codec.decode(data))
             raise LockstepError("The hub closed the connection.", code="closed")
+        except TimeoutError:
+            return LockstepError("The hub did not finish the login in time.", code="timeout")
         except ConnectionClosed as closed:
             return closing_error(closed, "the hub")
         except LockstepError as error:
