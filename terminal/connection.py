@@ -5,7 +5,6 @@ actions are performed before the next is taken. Only the socket's writer and ste
 """
 
 import asyncio
-import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
@@ -192,8 +191,12 @@ class Connection:
         """Changes since the last whole list go to the disk once, not four times a second."""
         devices = self._session.devices
         if devices.epoch:
-            with contextlib.suppress(RefusedError):  # a full disk: it is a copy, no reason to part from the hub
+            try:
                 self._folder.save_devices(devices.epoch, devices.revision, devices.rows)
+            except RefusedError as error:
+                if error.code != "state-folder":
+                    raise
+                # A full disk: it is a copy, and no reason to part from the hub.
 
     async def _keep_alive(self) -> None:
         loop = asyncio.get_running_loop()

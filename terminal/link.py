@@ -50,7 +50,7 @@ ERRORS: Final[dict[str, type[LockstepError]]] = {
     "bad-signature": RefusedError,
     "too-large": RefusedError,
     "state-folder": RefusedError,
-    "disk-failed": RefusedError,
+    "disk-failed": UnavailableError,  # the hub ends and is started again: no reason for a terminal to end too
     "too-many-terminals": RefusedError,
     "rate-limited": UnavailableError,
     "unavailable": UnavailableError,

@@ -68,8 +68,8 @@ class Receiving:
     def _keep(self, report: messages.State) -> None:
         try:
             self._folder.add_report(report)
-        except RefusedError:
-            if report.reason not in life.PASSING:
+        except RefusedError as error:
+            if error.code != "state-folder" or report.reason not in life.PASSING:
                 raise
             # A full disk: it is said all the same, or nobody would hear of it. Unheard, the hub offers again.
 
