@@ -9,7 +9,7 @@ get its terminal back, and what waits for a device that is away has to wait stil
 import asyncio
 import sys
 from collections import Counter
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +30,7 @@ HOUR: Final = 3_600
 DAY: Final = 24 * HOUR
 STEPS_SECONDS: Final = (HOUR, -HOUR, 400 * DAY, -400 * DAY)
 WHO: Final = ("hub", "terminal", "both")
+CONTROL: Final = [("hub", 400 * DAY)]
 HUNG_SECONDS: Final = 60.0
 DEAD_SECONDS: Final = limits.PING_EVERY_SECONDS + limits.HEARD_WITHIN_SECONDS + limits.PRESENCE_GRACE_SECONDS + 10
 
@@ -150,14 +151,16 @@ class World:
                 self.wrong.append(f"{step}: what waited for {row.name} is {row.state} ({row.reason})")
 
 
-async def step_clocks(folder: Path, steps: list[tuple[str, int]], *, looks_dead: int, restarts: int) -> World:
+async def step_clocks(
+    folder: Path, steps: Sequence[tuple[str, int]], *, looks_dead: int, restarts: int, module: str = "hub"
+) -> World:
     """Step the clocks of ("hub", "terminal" or "both", seconds) and look after each; return what was counted.
 
     After the first `looks_dead` steps a dead device is waited for, after the first `restarts` the hub is started anew.
     """
     folder.mkdir(parents=True, exist_ok=True)
     clocks = {name: Clock(folder / f"clock-{name}") for name in ("hub", "terminal")}
-    hub = ChaosHub(folder / "hub", environment=clocks["hub"].environment)
+    hub = ChaosHub(folder / "hub", module=(module,), environment=clocks["hub"].environment)
     terminal = ChaosTerminal(folder / "terminal", environment=clocks["terminal"].environment)
     await hub.start()
     try:
@@ -205,15 +208,19 @@ def run(options: Options) -> Outcome:
         return Outcome(passed=False, line="libfaketime is not installed: sudo apt-get install faketime")
     steps = [(who, seconds) for who in WHO for size in STEPS_SECONDS for seconds in (size, 0)]
     steps = steps[: max(4, len(steps) * options.kills // FULL_KILLS)]
-    world = asyncio.run(step_clocks(options.folder, steps, looks_dead=4, restarts=len(steps)))
+    world = asyncio.run(step_clocks(options.folder / "steps", steps, looks_dead=4, restarts=len(steps)))
+    wall = step_clocks(options.folder / "wall", CONTROL, looks_dead=0, restarts=0, module="tests.chaos.wall_hub")
+    control = asyncio.run(wall).counts["expired"]
     for sentence in world.wrong:
         print(f"  {sentence}", flush=True)
     line = (
         f"steps={world.counts['steps']} timers={world.counts['timers']} hung={world.counts['hung']} "
         f"waiting_looked_up={world.counts['waiting looked up']} wrong_expiries={world.counts['expired']} "
-        f"wrong={len(world.wrong)}"
+        f"wrong={len(world.wrong)}; control (hub time from the wall clock) that must expire: {control}"
     )
-    return Outcome(passed=not world.wrong, line=line, lost=world.counts["expired"], wrong=len(world.wrong))
+    return Outcome(
+        passed=not world.wrong and control > 0, line=line, lost=world.counts["expired"], wrong=len(world.wrong)
+    )
 
 
 if __name__ == "__main__":
