@@ -70,7 +70,7 @@ async def test_a_delivery_of_a_damaged_pack_waits_and_says_so_and_after_publishi
             [path] = (hub.folder / "objects").rglob("*.pack")
             flip_bit(path, path.stat().st_size * 8 - 99)
             watch = await fleet.initiator.sync("hello", everyone=True)
-            told = []
+            told: list[str] = []
             async with asyncio.timeout(30):
                 async for _ in watch.changes():
                     [row] = watch.targets.values()
