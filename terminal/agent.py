@@ -11,11 +11,11 @@ from msgspec import structs
 
 from protocol import limits, messages
 from protocol.device import DeviceInfo, InstallerKind
-from protocol.errors import BadFileError, ConflictError, LockstepError, RefusedError, UnavailableError, UsageError
-from protocol.messages import AnyMessage, Done, Inbox, LocalRequest, Request
-from terminal import inbox
+from protocol.errors import BadFileError, LockstepError, RefusedError, UnavailableError, UsageError
+from protocol.messages import AnyMessage, LocalRequest, Request
 from terminal.connection import Connection, address_of, connected, login_of
 from terminal.dialling import show_url
+from terminal.inbox import answer_alone
 from terminal.installers import Runner
 from terminal.installing import Installations, OnEvent
 from terminal.localsocket import LocalSocket
@@ -41,9 +41,9 @@ async def run_agent(
     (end the process at once: the next start finds out how it ended) or to cancel with its task.
 
     `on_event(kind, sentence)` tells what happens; kinds are "connected", "reconnecting", "delivery", "asking" and
-    "withdrawn". Raises
-    RefusedError when the hub will not have this terminal (`replaced`, `hub-key-changed`, ...) or another process holds
-    the folder, NotLoggedInError before the first login, UsageError and BadFileError. A lost connection is made again.
+    "withdrawn". Raises RefusedError when the hub will not have this terminal (`replaced`, `hub-key-changed`, ...), its
+    disk has failed or another process holds the folder, NotLoggedInError before the first login, UsageError and
+    BadFileError. A lost connection is made again.
     """
     with folder.lock():
         agent = Agent(folder, device, runners, on_event)
@@ -177,12 +177,7 @@ class Agent:
 
     async def _answer(self, request: LocalRequest) -> AnyMessage:
         self._look_again()
-        if isinstance(request, Inbox) or self._connection is None:
-            return inbox.answer(self._folder, request)
-        said = inbox.decide(self._folder, request, self._is_under_way)
-        if not await self._connection.decided(said) and request.decision != "decline":
-            raise ConflictError(f"Delivery {request.delivery} is not wanted any more.", code="withdrawn")
-        return Done(re=request.id)
+        return await (self._connection.answer(request) if self._connection else answer_alone(self._folder, request))
 
     def _look_again(self) -> None:
         """Act on preferences that were changed meanwhile; most are read when there is an offer."""
@@ -190,9 +185,6 @@ class Agent:
         if self._connection is not None and pace != self._pace:
             self._connection.set_pace(pace)
         self._pace = pace
-
-    def _is_under_way(self, delivery: str) -> bool:
-        return self._connection is not None and self._connection.is_under_way(delivery)
 
     async def _ask(self, request: Request) -> list[AnyMessage]:
         if self._connection is None:

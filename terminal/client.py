@@ -32,9 +32,9 @@ from protocol.messages import (
     SyncRow,
     TargetRow,
 )
-from terminal import inbox
 from terminal.connection import address_of, connected, login_of
 from terminal.dialling import HubSocket, parse_address
+from terminal.inbox import answer_alone
 from terminal.link import Link
 from terminal.localsocket import LocalSocket, local_link
 from terminal.session import Enrolling
@@ -427,12 +427,8 @@ async def ask_here(folder: StateFolder, request: LocalRequest) -> AnyMessage:
     async with AsyncExitStack() as stack:
         link = await _joined(folder, stack)
         if link is None:
-            return inbox.answer(folder, request)
+            return await answer_alone(folder, request)
         return (await link.request(request))[-1]
-
-
-async def _answer_here(folder: StateFolder, request: LocalRequest) -> AnyMessage:
-    return inbox.answer(folder, request)
 
 
 @asynccontextmanager
@@ -445,7 +441,7 @@ async def _hub_link(folder: StateFolder, identity: Identity, device: DeviceInfo 
         if device is not None and device != folder.device():
             folder.save_device(device)
         link, welcome = connection.link, connection.welcome
-        local = LocalSocket(folder, lambda: welcome, link.request, functools.partial(_answer_here, folder))
+        local = LocalSocket(folder, lambda: welcome, link.request, functools.partial(answer_alone, folder))
         link.listen(local)
         async with local.serve():
             yield link

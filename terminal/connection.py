@@ -15,9 +15,9 @@ from websockets.exceptions import ConnectionClosed
 
 from protocol import keys, limits, messages
 from protocol.device import DeviceInfo
-from protocol.errors import LockstepError, RefusedError, UnavailableError
+from protocol.errors import ConflictError, LockstepError, RefusedError, UnavailableError
 from protocol.liveness import Liveness
-from protocol.messages import AnyMessage, Message
+from protocol.messages import AnyMessage, Done, Inbox, LocalRequest, Message
 from terminal import inbox, session
 from terminal.dialling import Address, HubSocket, dial, parse_address
 from terminal.installing import Installations, OnEvent
@@ -104,11 +104,21 @@ class Connection:
                 task.cancel()
             self._keep_devices()
 
-    async def decided(self, said: messages.State) -> bool:
-        """Tell the hub what a person decided, until it has noted it; return False when it wants it no more.
+    async def answer(self, request: LocalRequest) -> AnyMessage:
+        """Answer a request of this device: keep what a person decided and tell the hub. Raises as `inbox.decide`.
 
-        An answer that takes long is not waited for: it is acted on when it comes.
+        Raises ConflictError (`withdrawn`) too when the hub wants the delivery no more. An answer of the hub that takes
+        long is not waited for: it is acted on when it comes.
         """
+        if isinstance(request, Inbox):
+            return await inbox.answer_alone(self._folder, request)
+        said = inbox.decide(self._folder, request, self._session.is_under_way)
+        if not await self._is_wanted(said) and request.decision != "decline":
+            raise ConflictError(f"Delivery {request.delivery} is not wanted any more.", code="withdrawn")
+        return Done(re=request.id)
+
+    async def _is_wanted(self, said: messages.State) -> bool:
+        """Tell the hub what a person decided, until it has noted it; return False when it has withdrawn instead."""
         answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._answers[said.delivery] = answer
         self._feed_later(session.Decided(said))
@@ -129,10 +139,6 @@ class Connection:
     def set_pace(self, bytes_per_second: int) -> None:
         """Have the hub send no faster than this; 0 for no limit."""
         self._feed_later(session.PaceSet(bytes_per_second))
-
-    def is_under_way(self, delivery: str) -> bool:
-        """Return whether the delivery comes or installs now."""
-        return self._session.is_under_way(delivery)
 
     def _heard(self, message: AnyMessage) -> None:
         self._feed(session.Heard(message))

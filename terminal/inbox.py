@@ -109,7 +109,7 @@ def nothing_is_under_way(_delivery: str) -> bool:
     return False
 
 
-def answer(folder: StateFolder, request: LocalRequest) -> AnyMessage:
+async def answer_alone(folder: StateFolder, request: LocalRequest) -> AnyMessage:
     """Return the answer to a local request where there is no connection that takes offers. Raises as `decide`."""
     if isinstance(request, Inbox):
         return InboxResult(re=request.id, rows=rows(folder))
@@ -147,6 +147,7 @@ def _keep(folder: StateFolder, entries: tuple[InboxEntry, ...], entry: InboxEntr
         row=structs.replace(entry.row, seconds=seconds),
         decision="accept" if accepts else "later",
         decided_at=max(time.time(), 0.0),
+        told=entry.told if accepts else said.state,
     )
     folder.save_inbox(tuple(kept if one is entry else one for one in entries))
     return said

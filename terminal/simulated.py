@@ -29,11 +29,12 @@ from protocol.errors import (
     UnavailableError,
     UsageError,
 )
-from protocol.messages import DeviceRow
+from protocol.messages import AnyMessage, DeviceRow, LocalRequest
 from terminal.agent import INSTALLATION_SECONDS, back_off, wait_seconds
 from terminal.client import Client, enrol
 from terminal.connection import Connection, login_of
 from terminal.dialling import Address, HubSocket, dial, parse_address
+from terminal.inbox import answer_alone
 from terminal.installers import Runner, RunnerSettings
 from terminal.installers.apk import SimulatedRunner
 from terminal.installing import Installations
@@ -314,6 +315,10 @@ class SimulatedDevice:
     def heard_bytes(self) -> int:
         """All bytes that came over its sockets."""
         return self._heard_bytes + (self._socket.heard_bytes if self._socket else 0)
+
+    async def answer(self, request: LocalRequest) -> AnyMessage:
+        """Answer as the person at this device: what waits, and what they decide. Raises as `Connection.answer`."""
+        return await (self.connection.answer(request) if self.connection else answer_alone(self.folder, request))
 
     def installed_file(self, package_name: str) -> Path | None:
         """Return the file that is installed as `package_name`, or None."""

@@ -331,7 +331,9 @@ def test_what_was_interrupted_and_did_not_happen_is_named_no_longer() -> None:
 def test_a_step_that_fails_is_refused_and_reported_and_its_file_thrown_away() -> None:
     brain, serial = fetching()
     actions = feed(brain, session.StepFailed(serial, "wrong-digest", "A chunk is wrong."))
-    report = messages.State(delivery="d-1", state="failed", reason="wrong-digest", detail="A chunk is wrong.", attempt=1)
+    report = messages.State(
+        delivery="d-1", state="failed", reason="wrong-digest", detail="A chunk is wrong.", attempt=1
+    )
     assert actions == [
         session.Abandon(serial, discard=True),
         session.Say(messages.Refused(delivery="d-1", reason="wrong-digest", detail="A chunk is wrong.")),
