@@ -94,6 +94,7 @@ class Promised:
     terminals: dict[str, int] = field(default_factory=dict)
     syncs: dict[str, str] = field(default_factory=dict)
     deliveries: dict[str, set[str]] = field(default_factory=dict)
+    permitted: set[str] = field(default_factory=set)
     noted: set[str] = field(default_factory=set)
     outcomes: dict[str, str] = field(default_factory=dict)
 
@@ -101,7 +102,9 @@ class Promised:
     def count(self) -> int:
         """How many single promises these are."""
         named = len(self.hub_keys) + len(self.accounts) + len(self.published) + len(self.terminals) + len(self.syncs)
-        return named + len(self.noted) + len(self.outcomes) + sum(map(len, self.deliveries.values()))
+        return (
+            named + len(self.permitted) + len(self.noted) + len(self.outcomes) + sum(map(len, self.deliveries.values()))
+        )
 
 
 class Listener:
@@ -142,6 +145,8 @@ class Listener:
             case messages.SyncAccepted():
                 promised.syncs[message.sync] = self._terminals[where]
                 promised.deliveries.setdefault(message.sync, set()).update(row.delivery for row in message.targets)
+            case messages.Noted(state=life.State.INSTALLING):
+                promised.permitted.add(message.of)
             case messages.Noted(state=life.State.DONE):
                 promised.noted.add(message.of)
             case messages.SyncDone():
@@ -200,6 +205,9 @@ async def _lost_of_sync(hub: Hub, promised: Promised, sync: str, initiator: str)
     lost = [f"lost: delivery {delivery}" for delivery in promised.deliveries[sync] - set(rows)]
     undone = [row for row in rows.values() if row.delivery in promised.noted and row.state != life.State.DONE]
     lost += [f"lost: delivery {row.delivery} was noted done and is {row.state}" for row in undone]
+    begun = {life.State.INSTALLING, *life.FINAL}
+    undone = [row for row in rows.values() if row.delivery in promised.permitted and row.state not in begun]
+    lost += [f"lost: delivery {row.delivery} was permitted to install and is {row.state}" for row in undone]
     still_open = [row.delivery for row in rows.values() if row.state not in life.FINAL]
     if sync in promised.outcomes and still_open:
         lost.append(f"lost: sync {sync} had ended and {still_open} are open")
