@@ -6,6 +6,7 @@ socket pulls from there: control messages first, then what changed in the device
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
@@ -195,7 +196,7 @@ class TerminalSocket:
         except* Exception as errors:
             log.exception("internal error on the socket of %s", self, exc_info=errors)
         finally:
-            self._connection.transport.abort()
+            self._abort()
             self._leave_lines()
             await self._leave()
 
@@ -343,6 +344,19 @@ class TerminalSocket:
         except TimeoutError:
             log.info("%s took nothing for %g s and was cut", self, limits.SEND_SECONDS)
             raise _EndedError from None
+        except AttributeError:  # what `_abort` tells of, inside the library
+            if not self._connection.transport.is_closing():
+                raise
+            raise _EndedError from None
+
+    def _abort(self) -> None:
+        """Drop the TCP connection, whatever is still to send.
+
+        A transport of asyncio (CPython 3.11, `selector_events.py`) that was closed with bytes still to send, and has
+        sent them since, has let go of its loop and fails here; then there is nothing left to drop.
+        """
+        with contextlib.suppress(AttributeError):
+            self._connection.transport.abort()
 
     async def _close(self, close: brain.Close) -> None:
         await self._connection.close(close.code, close.reason)  # waits for the answer at most CLOSE_SECONDS
@@ -474,6 +488,7 @@ class TerminalSocket:
         match action:
             case brain.SaveInventory(inventory, first):
                 await deliveries.save_inventory(me.terminal_id, me.connection, inventory, first=first)
+                self.limit_bandwidth(inventory.bytes_per_second)
                 return brain.InventorySaved()
             case brain.Claim():
                 return brain.Claimed(await self._claim())
