@@ -1,8 +1,9 @@
 """Storm: thousands of terminals come back after their hub was killed. `python -m tests.chaos.storm --seed N`.
 
 Light terminals (tests.chaos.light) of several accounts, in one process, with the agent's own back-off, at most 512 of
-them dialling or logging in at one moment; the hub is a process of its own, killed with SIGKILL and started again at once. Counted: seconds from the kill until 99 % and
-100 % are logged in again, how often each had to try, and errors (what is neither a refused connection nor a 503).
+them dialling or logging in at one moment; the hub is a process of its own, killed with SIGKILL and started again at
+once. Counted: seconds from the kill until 99 % and 100 % are logged in again, how the tries ended, and errors: what is
+neither a lost or refused connection, a 503, nor a login that took too long.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from tests.harness.hubs import HubProcess
 
 WITHIN_SECONDS: Final = 240.0
 FIRST_AT_ONCE: Final = 128
-# More than a hub lets in before their login; all at once would measure how many handshakes one process can begin in 5 s.
+# More than a hub lets in before their login. All at once would measure how many handshakes one process begins in 5 s.
 DIALLING_AT_ONCE: Final = 512
 
 
