@@ -218,3 +218,18 @@ def test_a_delivery_goes_through_every_state_and_arrives_byte_for_byte(size: int
     noted = [message.state for message in pair.heard if isinstance(message, messages.Noted)]
     assert noted == ["verifying", "installing", "done"]
     assert pair.closed is None
+
+
+@pytest.mark.parametrize(
+    ("said", "states"),
+    [
+        (messages.State(delivery="d-1", state="asking"), ["asking"]),
+        (messages.State(delivery="d-1", state="postponed", reason="quiet-hours", seconds=60), ["postponed"]),
+        (messages.State(delivery="d-1", state="declined", reason="by-policy"), ["declined"]),
+    ],
+)
+def test_a_device_that_does_not_take_an_offer_is_understood(said: messages.State, states: list[str]) -> None:
+    pair = Pair(logging_in(), thing(50_000).content)
+    pair.answers = [said]
+    pair.run()
+    assert (pair.states[:1], pair.installed, pair.closed) == (states, None, None)

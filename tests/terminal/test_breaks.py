@@ -14,7 +14,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from protocol import limits, messages
-from protocol.errors import LockstepError, TransferError, UnavailableError, UsageError
+from protocol.errors import LockstepError, RefusedError, TransferError, UnavailableError, UsageError
 from protocol.messages import AnyMessage
 from terminal import agent as agent_module
 from terminal import session, state
@@ -25,6 +25,7 @@ from terminal.downloads import Download
 from terminal.installing import Installations
 from terminal.receiving import Receiving
 from terminal.state import Mark, StateFolder
+from terminal.targets import error_exit_code
 from tests.terminal.scripted import DEVICE, NoteTaker, Peer, hub
 from tests.terminal.test_connection import THING, hang_up, identity_at, receiving, running
 
@@ -232,6 +233,31 @@ async def test_a_fault_at_the_hub_or_a_full_disk_does_not_end_an_agent(
         await agent.until("reconnecting")
         monkeypatch.setattr("terminal.state._replace", real)
         await asyncio.wait_for(welcomed.wait(), 5)
+
+
+async def test_a_disk_that_fails_to_keep_a_report_ends_the_agent_before_the_hub_hears_of_it(
+    folder: StateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(path: Path, _data: bytes) -> None:
+        if path.name == "reports.json":
+            raise OSError(errno.EIO, "Input/output error")
+        real(path, _data)
+
+    async def delivers(peer: Peer) -> None:
+        await peer.open()
+        await peer.hear(messages.Inventory)
+        with suppress(ConnectionClosed):
+            heard.extend(await peer.send_object(THING, THING.offer()))
+
+    heard: list[AnyMessage] = []
+    real = state._replace
+    monkeypatch.setattr("terminal.state._replace", fails)
+    async with hub(delivers) as url, running(folder, url) as agent:
+        with pytest.raises(RefusedError, match="The disk failed to keep") as caught:
+            await asyncio.wait_for(asyncio.shield(agent.task), 10)
+    assert (caught.value.code, error_exit_code(caught.value)) == ("disk-failed", 1)
+    assert heard == [], "send_object returns when it hears a final state"
+    assert [mark.offer for mark in folder.marks()] == [THING.offer()], "the next start asks how it ended"
 
 
 # --- what no message can say ------------------------------------------------------------------------------------------

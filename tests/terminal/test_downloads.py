@@ -1,5 +1,6 @@
 """Downloads on real files: from nothing, after a break, after damage, without room, with lies."""
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -7,9 +8,10 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from protocol import messages
+from protocol import life, messages
 from protocol.errors import TransferError
 from protocol.limits import GIB
+from terminal import session
 from terminal.downloads import KEPT_PARTIAL_FILES, Download, tidy
 from terminal.state import StateFolder
 from tests.terminal.scripted import Thing, thing, thing_of
@@ -83,6 +85,58 @@ def test_chunks_an_older_file_has_are_not_wanted(folder: StateFolder, tmp_path: 
     assert 0 < fetch(download, newer) <= 4
     download.verify()
     assert download.file.read_bytes() == newer.content
+
+
+def test_chunks_of_every_kept_older_file_are_used(folder: StateFolder, tmp_path: Path) -> None:
+    halves = [thing(400_000, seed=seed).content for seed in (21, 22)]
+    newer = thing_of(halves[0] + halves[1])
+    files = [tmp_path / "installed", tmp_path / "before"]
+    for file, content in zip(files, halves, strict=True):
+        file.write_bytes(content)
+    from_one, from_both = begin(folder, newer), begin(StateFolder(tmp_path / "other"), newer)
+    from_one.prepare(files[:1])
+    from_both.prepare(files)
+    assert from_both.done_bytes > from_one.done_bytes + 300_000
+    fetch(from_both, newer)
+    from_both.verify()
+    assert from_both.file.read_bytes() == newer.content
+
+
+def test_chunks_damaged_on_the_disk_before_the_file_is_verified_are_asked_for_again_and_only_they(
+    folder: StateFolder,
+) -> None:
+    download = begin(folder)
+    download.prepare()
+    fetch(download)
+    with download.partial.open("r+b") as file:
+        file.seek(100_000)
+        file.write(b"damaged")
+    with pytest.raises(TransferError, match="damaged on the disk") as caught:
+        download.verify()
+    assert caught.value.code == "disk"
+    assert "disk" in life.PASSING & session.KEEPS_PARTIAL, "it is offered again, and what is right of it is kept"
+    download.close()
+    again = begin(folder)
+    again.prepare()
+    assert fetch(again) in (1, 2)
+    again.verify()
+    assert again.file.read_bytes() == THING.content
+
+
+def test_a_file_the_disk_failed_to_keep_is_not_trusted_again(
+    folder: StateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    download = begin(folder)
+    download.prepare()
+    fetch(download)
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(TransferError) as caught:
+        download.verify()
+    assert caught.value.code == "disk"
+    assert not download.partial.exists() and not download.file.exists()
 
 
 def test_an_installer_that_was_verified_before_is_not_fetched_again(folder: StateFolder) -> None:

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from protocol.device import DeviceInfo
-from protocol.messages import DeviceRow, MismatchRow, ProgramRow, SyncRow, TargetRow
+from protocol.messages import DeviceRow, InboxRow, MismatchRow, ProgramRow, SyncRow, TargetRow
 from terminal import tables
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
@@ -261,3 +261,41 @@ def test_a_document_has_every_field_with_bytes_as_hex() -> None:
         "sent": 0,
         "mismatches": [],
     }
+
+
+def test_the_inbox_says_what_asks_and_what_is_put_off_for_how_long() -> None:
+    rows = [
+        InboxRow(
+            delivery=f"d-{seconds:g}",
+            program="hello",
+            version="1.0",
+            installer_kind="deb",
+            file_name="hello.deb",
+            size=2_000_000,
+            initiator="Phone\x1b[31m",
+            since=NOW.timestamp() - 120,
+            seconds=seconds,
+        )
+        for seconds in (0.0, 90.0, 7_200.0)
+    ]
+    shown = tables.inbox_table(rows, now=NOW)
+    assert [row[-1] for row in shown.rows] == ["asking", "postponed for 2 min", "postponed for 2 h"]
+    assert shown.rows[0][4:7] == ("2.0 MB", "Phone [31m", "2 min ago")
+
+
+def test_a_sync_that_takes_another_back_says_which() -> None:
+    row = SyncRow(sync="s-2", program="hello", initiator="t-1", created_at=0, outcome="done", counts={}, undoes="s-1")
+    assert "done (undoes s-1)" in tables.history_table([row], now=NOW).rows[0]
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "words"),
+    [
+        ("asking", "", "asking"),
+        ("postponed", "quiet-hours", "postponed (quiet-hours)"),
+        ("expired", "nobody-answered", "expired (nobody-answered)"),
+        ("declined", "by-person", "declined (by-person)"),
+    ],
+)
+def test_states_in_which_a_person_has_a_say_are_shown_with_their_reason(state: str, reason: str, words: str) -> None:
+    assert tables.state_words(TargetRow(terminal="t-1", name="TV", state=state, reason=reason)) == words
