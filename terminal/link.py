@@ -201,7 +201,7 @@ class Link:
     def fail(self, error: LockstepError) -> None:
         """End the connection because of `error`, at once; everyone who waits gets it. The first reason holds."""
         self._finish(error)
-        self._socket.transport.abort()
+        self._abort()
 
     def _finish(self, error: LockstepError) -> None:
         if self.error is not None:
@@ -311,6 +311,15 @@ class Link:
         elif isinstance(error, RefusedError):
             await self._socket.close(1008, error.code)
         else:
+            self._abort()
+
+    def _abort(self) -> None:
+        """Drop the TCP connection.
+
+        A transport of asyncio (CPython 3.11, `selector_events.py`) that was closed with bytes still to send, and has
+        sent them since, has let go of its loop and fails here; then there is nothing left to drop.
+        """
+        with contextlib.suppress(AttributeError):
             self._socket.transport.abort()
 
 
