@@ -10,7 +10,7 @@ from protocol.errors import UnavailableError
 from terminal.agent import run_agent
 from terminal.client import enrol
 from terminal.state import StateFolder
-from tests.chaos.diskfull import faults, run_faults
+from tests.chaos.diskfull import DATA_WRITES, SYNC_CALLS, Fault, run_faults
 from tests.chaos.processes import ChaosHub
 from tests.chaos.smalldisk import hub_on_a_disk_that_fills, may_mount, terminal_on_a_disk_that_fills
 from tests.harness.fleets import until
@@ -29,7 +29,8 @@ def small_disks(tmp_path: Path) -> Path:
 
 @needs_strace
 async def test_a_write_or_an_fsync_that_fails_loses_nothing_acknowledged_and_is_told_in_words(tmp_path: Path) -> None:
-    full, failing, synced = faults(60, 7)[20], faults(60, 7)[60 + 39], faults(60, 7)[120 + 4]
+    full, failing = Fault(DATA_WRITES, "ENOSPC", 21, lasts=False), Fault(DATA_WRITES, "EIO", 40, lasts=False)
+    synced = Fault(SYNC_CALLS, "EIO", 5, lasts=False)
     counts, wrong = await run_faults(tmp_path / "faults", [full, failing, synced])
     assert wrong == []
     assert (counts["hits"], counts["lost"], counts["silent"]) == (3, 0, 0)

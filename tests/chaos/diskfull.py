@@ -6,6 +6,7 @@ undamaged, and then everything has to work.
 """
 
 import asyncio
+import random
 import shutil
 import sys
 from collections import Counter
@@ -29,8 +30,8 @@ from tests.harness.installers import make_installer
 WRITES: Final = 200
 SYNCS: Final = 50
 AT_ONCE: Final = 2
-_DATA_WRITES: Final = "write,writev,pwrite64,pwritev,pwritev2,ftruncate,fallocate"
-_SYNCS: Final = "fsync,fdatasync"
+DATA_WRITES: Final = "write,writev,pwrite64,pwritev,pwritev2,ftruncate,fallocate"
+SYNC_CALLS: Final = "fsync,fdatasync"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +49,18 @@ class Fault:
         return "-e", f"inject={self.calls}:error={self.error}:when={self.number}{'+' if self.lasts else ''}"
 
     def __str__(self) -> str:
-        what = "fsync" if self.calls == _SYNCS else "write"
+        what = "fsync" if self.calls == SYNC_CALLS else "write"
         return f"{self.error} at {what} {self.number}{' and after' if self.lasts else ''}"
 
 
-def faults(writes: int, syncs: int) -> list[Fault]:
-    """Return the faults: every n, half of them lasting, with each error."""
+def faults(writes: int, syncs: int, chance: random.Random) -> list[Fault]:
+    """Return so many faults of each kind, at numbers from 1 to 200 (syncs: to 50); half of them last."""
+    at_writes = sorted(chance.sample(range(1, WRITES + 1), writes))
+    at_syncs = sorted(chance.sample(range(1, SYNCS + 1), syncs))
     return [
-        *(Fault(_DATA_WRITES, "ENOSPC", n, n % 2 == 0) for n in range(1, writes + 1)),
-        *(Fault(_DATA_WRITES, "EIO", n, n % 2 == 1) for n in range(1, writes + 1)),
-        *(Fault(_SYNCS, "EIO", n, n % 2 == 0) for n in range(1, syncs + 1)),
+        *(Fault(DATA_WRITES, "ENOSPC", n, n % 2 == 0) for n in at_writes),
+        *(Fault(DATA_WRITES, "EIO", n, n % 2 == 1) for n in at_writes),
+        *(Fault(SYNC_CALLS, "EIO", n, n % 2 == 0) for n in at_syncs),
     ]
 
 
@@ -168,9 +171,11 @@ async def _fill_disks(options: Options) -> list[str]:
 
 def run(options: Options) -> Outcome:
     """Let every write and fsync fail in turn."""
-    writes = max(5, WRITES * options.kills // FULL_KILLS)
-    syncs = max(5, SYNCS * options.kills // FULL_KILLS)
-    counts, wrong = asyncio.run(run_faults(options.folder / "faults", faults(writes, syncs)))
+    writes = min(WRITES, max(5, WRITES * options.kills // FULL_KILLS))
+    syncs = min(SYNCS, max(5, SYNCS * options.kills // FULL_KILLS))
+    counts, wrong = asyncio.run(
+        run_faults(options.folder / "faults", faults(writes, syncs, random.Random(options.seed)))
+    )
     disks = "not tried (needs root)"
     if may_mount(options.folder):
         found = asyncio.run(_fill_disks(options))
