@@ -194,7 +194,9 @@ async def test_a_bandwidth_limit_holds_and_never_holds_an_answer_back(whose: str
     assert size / rate - 0.6 < seconds < 2 * size / rate + 2
 
 
-async def test_terminals_come_back_after_their_hub_was_killed(tmp_path: Path) -> None:
+async def test_terminals_come_back_after_their_hub_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "RECONNECT_FIRST_SECONDS", 0.1)
+    monkeypatch.setattr(limits, "RECONNECT_LARGEST_SECONDS", 1.0)
     result = await storm(tmp_path, accounts=4, each=10)
     assert not result.errors
     assert result.all_seconds < 40

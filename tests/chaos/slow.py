@@ -58,7 +58,7 @@ class Size:
 class Result:
     """Seconds of each delivery without and with the slow ones; what became of the stalled one; the hub's memory.
 
-    `busy_...` is the share of a processor the hub used meanwhile: what p99 is worth on a machine that does other things.
+    `busy_...` is the share of a processor the hub used meanwhile, which other work on the machine changes less.
     """
 
     alone: list[float]
@@ -88,7 +88,8 @@ class Result:
             f"{len(self.alone)} and {len(self.beside)} deliveries; the slow ones took "
             f"{self.slow_bytes_per_second / 1e6:.1f} MB/s; the stalled one was cut after {self.stalled_seconds:.1f} s; "
             f"the hub's peak was {self.peak_bytes / MIB:.0f} MiB (limited by {self.limited_by}), and it used "
-            f"{self.busy_alone:.0%} -> {self.busy_beside:.0%} of a processor; the machine's load is {os.getloadavg()[0]:.1f}"
+            f"{self.busy_alone:.0%} -> {self.busy_beside:.0%} of a processor; the machine's load is "
+            f"{os.getloadavg()[0]:.1f}"
         )
 
 
