@@ -14,6 +14,8 @@ DOCUMENT = (Path(__file__).parent.parent / "docs" / "operations.md").read_text(e
 def default_words(value: object) -> str:
     if value in ("", ()):
         return "none"
+    if isinstance(value, float) and value.is_integer():
+        return f"{value:.0f}"
     return str(value).lower() if isinstance(value, bool) else f"{value}"
 
 

@@ -384,6 +384,32 @@ def test_the_history_and_one_sync_of_it_can_be_seen(hub: ScriptedHub, logged_in:
     assert logged_in("history", "s-1").out.splitlines()[1].split()[:3] == ["TV", "t-2", "done"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "targets"), [((), ()), (("--on", "TV"), ("t-2",)), (("--on", "TV,car"), ("t-2", "t-3"))]
+)
+def test_undo_is_a_sync_of_its_own_on_all_targets_or_some(
+    hub: ScriptedHub, logged_in: Command, arguments: tuple[str, ...], targets: tuple[str, ...]
+) -> None:
+    hub.answers[messages.Undo] = lambda request: [
+        messages.SyncAccepted(re=request.id, sync="s-2", program="weixin", targets=(target(TELEVISION, "done"),))
+    ]
+    ended = logged_in("undo", "s-1", *arguments, "--json")
+    assert (ended.code, ended.document["sync"], ended.document["program"]) == (0, "s-2", "weixin")
+    [request] = hub.requests(messages.Undo)
+    assert (request.sync, request.targets) == ("s-1", targets)
+    assert request.request_key
+
+
+@pytest.mark.parametrize(("stands", "reason"), [("asking", ""), ("postponed", "quiet-hours"), ("queued", "no-space")])
+def test_a_target_that_is_for_later_is_not_waited_for(
+    hub: ScriptedHub, logged_in: Command, stands: str, reason: str
+) -> None:
+    hub.accepts(target(TELEVISION, "queued", "waiting"), then=[target(TELEVISION, stands, reason)])
+    ended = logged_in("sync", "weixin", "--to", "TV")
+    assert ended.code == 7
+    assert f"1 target: 1 {stands}." in ended.out
+
+
 def test_cancel_says_how_many_were_too_late(hub: ScriptedHub, logged_in: Command) -> None:
     hub.answers[messages.Cancel] = lambda request: [
         messages.CancelResult(re=request.id, sync=request.sync, cancelled=2, too_late=1)
