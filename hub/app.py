@@ -12,16 +12,16 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from hub.accounts import Accounts
-from hub.backup import DATABASE_NAME, KEY_NAME, RESTORED_NAME
+from hub.backup import DATABASE_NAME, KEY_NAME
 from hub.catalogue import Catalogue
 from hub.clock import HubClock
 from hub.config import Settings
+from hub.deliveries import Deliveries
 from hub.objects import Objects
 from hub.passwords import Passwords
 from hub.pokes import Pokes
 from hub.presence import Presence
 from hub.reaper import Reaper
-from hub.restored import RestoredDeliveries
 from hub.scrub import scrubbing_weekly
 from hub.server import HubServer
 from hub.store import Store
@@ -53,13 +53,8 @@ class Hub:
         self.accounts = Accounts(store, self.passwords, terminals_per_account=settings.terminals_per_account)
         self.clock = HubClock()
         is_receiving = self.presence.is_receiving
-        self.deliveries = RestoredDeliveries(
-            settings.data_folder / RESTORED_NAME,
-            store,
-            self.pokes,
-            self.clock,
-            is_receiving,
-            quiet=quiet_hours(settings.quiet_hours),
+        self.deliveries = Deliveries(
+            store, self.pokes, self.clock, is_receiving, quiet=quiet_hours(settings.quiet_hours)
         )
         self.syncs = Syncs(
             store,

@@ -5,7 +5,7 @@ last `SHA256SUMS` (as sha256sum writes it), which makes it whole. The database i
 they may be read afterwards, each checked as it is read. It holds the hub's private key: mode 0600.
 
 After a restore the hub knows what it knew then. What terminals had installed is forgotten, because they say it anew at
-their next login; `restored.json` keeps which deliveries were open and what their targets had (see hub/restored.py).
+their next login; which deliveries were open and what their targets had is kept (table `restored`) until then.
 """
 
 import asyncio
@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
-import msgspec
 from msgspec import Struct
 
 from hub.objects import Objects, sealed_manifest
@@ -36,7 +35,6 @@ from protocol.errors import BadDataError, BadFileError, ConflictError, LockstepE
 SUMS_NAME: Final = "SHA256SUMS"
 KEY_NAME: Final = "hub.key"
 DATABASE_NAME: Final = "hub.db"
-RESTORED_NAME: Final = "restored.json"
 _ALLOWED: Final = re.compile(r"hub\.key|hub\.db|objects/([0-9a-f]{2})/\1[0-9a-f]{62}\.(pack|manifest)")
 _PIECE_BYTES: Final = limits.MIB
 _SPARE_BYTES: Final = 16 * limits.MIB  # headers, padding and SHA256SUMS
@@ -211,7 +209,7 @@ def restore_backup(file: Path, folder: Path, tell: Tell = tell_nobody) -> Backup
             place = Path(temporary) / folder.name
             place.mkdir(mode=0o700)
             restored = _unpack(file, place, lambda name: True, tell)
-            _write_json(place / RESTORED_NAME, forget_what_time_changes(place / DATABASE_NAME))
+            forget_what_time_changes(place / DATABASE_NAME)
             for inner in (*(path for path in place.rglob("*") if path.is_dir()), place):
                 _sync(inner)
             place.rename(folder)  # over an empty folder too: rename(2)
@@ -294,13 +292,6 @@ def _check_objects(file: Path, database: Path, found: set[str]) -> tuple[int, tu
         name for name in names if not {f"objects/{name[:2]}/{name}.{part}" for part in ("pack", "manifest")} <= found
     )
     return len(names) - len(missing), missing
-
-
-def _write_json(path: Path, value: object) -> None:
-    with path.open("wb") as stream:
-        stream.write(msgspec.json.encode(value))
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def _sync(folder: Path) -> None:

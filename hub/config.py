@@ -36,7 +36,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     store_bytes: Annotated[int, Meta(ge=0)] = 100 * limits.GIB
     terminals_per_account: Annotated[int, Meta(ge=1, le=limits.TARGETS_PER_SYNC)] = 2_000
     sockets_before_login: Annotated[int, Meta(ge=1)] = 256
-    delivery_seconds: Annotated[float, Meta(gt=0, le=life.DELIVERY_SECONDS * 12)] = life.DELIVERY_SECONDS
+    delivery_seconds: Annotated[int, Meta(ge=1, le=int(life.DELIVERY_SECONDS) * 12)] = int(life.DELIVERY_SECONDS)
     quiet_hours: str = ""
     bytes_in_flight: Annotated[int, Meta(ge=limits.FRAME_BYTES)] = 64 * limits.MIB
     transfers_at_once: Annotated[int, Meta(ge=1)] = 1_000

@@ -164,6 +164,7 @@ class Deliveries:
                 ],
             )
             await self._square_installing(transaction, terminal, connection, inventory)
+            await self._square_restored(transaction, terminal, connection, inventory)
             if first:
                 for row in await transaction.rows("open_on", terminal_id=terminal, state=life.State.ASKING.value):
                     await self.move(transaction, row, Move(life.State.QUEUED, "waiting", connection=connection))
@@ -260,6 +261,22 @@ class Deliveries:
             else:
                 move = Move(life.State.QUEUED, "waiting", "It was not installed; it is sent again.", connection)
             await self.move(transaction, row, move)
+
+    async def _square_restored(
+        self, transaction: Transaction, terminal: str, connection: int, inventory: Inventory
+    ) -> None:
+        """Decide on what a restored backup shows as owed to this terminal, and may have ended since it was made.
+
+        It has what was owed: claiming ends it as `same`. It has what it had then: it is owed still. It has something
+        else: a newer request has been there, and the device is not taken back.
+        """
+        has = {program.program: program.digest for program in inventory.programs}
+        for row in await transaction.rows("restored_of", terminal_id=terminal):
+            await transaction.rows("forget_restored", delivery_id=row["delivery_id"])
+            is_as_expected = has.get(row["program_id"]) in (row["had_digest"], row["digest"])
+            if not is_as_expected and life.may_move(life.State(row["state"]), life.State.SUPERSEDED, Mover.HUB):
+                detail = "This device has changed since the hub's backup was made. Ask again if it is still wanted."
+                await self.move(transaction, row, Move(life.State.SUPERSEDED, "newer-request", detail, connection))
 
     async def _came_or_went(self, transaction: Transaction, terminal: str, *, here: bool) -> None:
         """Give what is queued or being installed there its reason.

@@ -57,7 +57,6 @@ ORDER: Final = (
     "hub.presence",
     "hub.clock",
     "hub.deliveries",
-    "hub.restored",
     "hub.syncs",
     "hub.session",
     "hub.devices",

@@ -28,24 +28,20 @@ def objects_in(path: Path) -> dict[bytes, int]:
         return dict(connection.execute("SELECT digest, stored_size FROM objects ORDER BY digest"))
 
 
-def forget_what_time_changes(path: Path) -> dict[str, dict[str, tuple[str, str]]]:
+def forget_what_time_changes(path: Path) -> None:
     """Make a copy from the past ready to be the truth again.
 
     What terminals had installed then is forgotten: they say it anew when they log in, and until then nothing may be
-    taken for installed. Returns of each delivery that was open, by terminal and delivery: its program, and the digest
-    in hex of what the terminal had of it ("" for nothing).
+    taken for installed. What they had of the programs they are owed is kept beside each open delivery.
     """
-    before: dict[str, dict[str, tuple[str, str]]] = {}
     with _opened(path) as connection, connection:
-        for terminal, delivery, program, digest in connection.execute(
-            "SELECT d.terminal_id, d.delivery_id, s.program_id, i.digest "
+        connection.execute(
+            "INSERT OR REPLACE INTO restored SELECT d.delivery_id, i.digest "
             "FROM deliveries d JOIN syncs s ON s.sync_id = d.sync_id "
             "LEFT JOIN installed i ON i.terminal_id = d.terminal_id AND i.program_id = s.program_id "
             "WHERE d.is_final = 0"
-        ):
-            before.setdefault(terminal, {})[delivery] = (program, digest.hex() if digest else "")
+        )
         connection.execute("DELETE FROM installed")
-    return before
 
 
 @contextmanager

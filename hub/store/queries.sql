@@ -214,6 +214,13 @@ SELECT * FROM deliveries WHERE is_final = 0 AND retry_at > 0 AND retry_at <= :hu
 -- name: may_be_claimed
 UPDATE deliveries SET retry_at = 0 WHERE delivery_id = :delivery_id;
 
+-- name: restored_of
+SELECT d.*, s.program_id, r.had_digest FROM restored r CROSS JOIN deliveries d ON d.delivery_id = r.delivery_id
+JOIN syncs s ON s.sync_id = d.sync_id WHERE d.terminal_id = :terminal_id;
+
+-- name: forget_restored
+DELETE FROM restored WHERE delivery_id = :delivery_id;
+
 -- name: hub_clock
 SELECT seconds FROM hub_clock;
 

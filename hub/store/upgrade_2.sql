@@ -15,3 +15,10 @@ CREATE INDEX deliveries_to_retry ON deliveries (retry_at) WHERE is_final = 0 AND
 CREATE INDEX deliveries_following ON deliveries (follows) WHERE is_final = 0 AND follows IS NOT NULL;
 CREATE TABLE hub_clock (seconds DOUBLE PRECISION NOT NULL);
 INSERT INTO hub_clock VALUES (0);
+
+-- After a restore: the deliveries the backup shows as open, and what the target had of the program then (NULL: nothing).
+-- A row goes with the first inventory of its terminal, which tells whether the delivery is owed still.
+CREATE TABLE restored (
+    delivery_id TEXT PRIMARY KEY REFERENCES deliveries,
+    had_digest  BLOB
+);

@@ -103,7 +103,7 @@ async def test_a_delivery_that_does_not_go_on_ends_at_its_deadline_and_not_befor
 
 
 async def test_a_delivery_as_a_whole_has_its_days_however_often_it_is_tried(tmp_path: Path) -> None:
-    async with open_rooms(tmp_path, delivery_seconds=1_000.0) as hub:
+    async with open_rooms(tmp_path, delivery_seconds=1_000) as hub:
         asks = await add_terminal(hub, await add_account(hub))
         await publish(hub, tmp_path)
         accepted = await ask(hub, asks, "k")
@@ -137,7 +137,7 @@ async def test_hub_time_never_goes_back_on_disk(tmp_path: Path) -> None:
 
 
 async def test_an_installation_that_has_begun_outlives_its_delivery(tmp_path: Path) -> None:
-    async with open_rooms(tmp_path, delivery_seconds=1_000.0) as hub:
+    async with open_rooms(tmp_path, delivery_seconds=1_000) as hub:
         asks = await add_terminal(hub, await add_account(hub))
         await publish(hub, tmp_path)
         accepted = await ask(hub, asks, "k")

@@ -92,7 +92,7 @@ def serving(delivery: Owed | None = None) -> Session:
     return session
 
 
-def report(state: str, delivery: str = "d-1", **fields: str) -> messages.State:
+def report(state: str, delivery: str = "d-1", **fields: Any) -> messages.State:
     return messages.State(delivery=delivery, state=state, **fields)
 
 
