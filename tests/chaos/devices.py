@@ -37,6 +37,7 @@ _CHECK: Final = """readlink "$1/current" || exit 1
 """
 
 MOST_CUT_BYTES: Final = 64 * 1024
+LEAST_FLOW_BYTES: Final = 64 * 1024  # less than this may be the chatter of a login and a manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,14 +115,12 @@ class Job:
     installer: Installer
     carried_before_bytes: int
     connections_before: int
-    connection_before_bytes: int
+    open_before_bytes: dict[int, int]  # what those that were open had carried, by their place in the proxy's list
     sync: str = ""
 
 
 class Device:
     """A terminal's process, its link, its installer, and the sync it is getting now."""
-
-    LEAST_FLOW_BYTES: Final = 64 * 1024  # less than this may be the chatter of a login and a manifest
 
     def __init__(self, folder: Path, name: str, *, rate: float, pause_seconds: float, fault: str) -> None:
         self.name = name
@@ -134,14 +133,25 @@ class Device:
 
     def begin(self, installer: Installer) -> Job:
         """Remember what the link had carried when this sync was asked for."""
-        live = self.proxy.open_connections()
+        connections = self.proxy.connections
+        before = {place: one.down.carried_bytes for place, one in enumerate(connections) if one.is_open}
         self.job = Job(
             installer=installer,
             carried_before_bytes=self.proxy.down_bytes,
-            connections_before=len(self.proxy.connections) - len(live),
-            connection_before_bytes=sum(one.down.carried_bytes for one in live),
+            connections_before=min(before, default=len(connections)),
+            open_before_bytes=before,
         )
         return self.job
+
+    def go_silent(self) -> None:
+        """Let the hub hear neither words nor an end of the connections there are, as when the power fails."""
+        for connection in self.proxy.open_connections():
+            connection.freeze()
+
+    def end_silence(self) -> None:
+        """Let what went silent end, if it has not."""
+        for connection in self.proxy.open_connections():
+            connection.thaw()
 
     def damage(self, chance: random.Random) -> bool:
         """Flip a bit of the partial file while no process has it, or cut its end off; return whether there was one."""
@@ -173,19 +183,17 @@ class Device:
         """Bytes of each connection since the sync was asked for on which more than chatter came: the object flowed."""
         if self.job is None:
             return []
-        carried = [one.down.carried_bytes for one in self.proxy.connections[self.job.connections_before :]]
-        if carried:
-            carried[0] -= self.job.connection_before_bytes
-        return [count for count in carried if count > self.LEAST_FLOW_BYTES]
+        places = range(self.job.connections_before, len(self.proxy.connections))
+        return [count for place in places if (count := self._carried_over(place)) > LEAST_FLOW_BYTES]
+
+    def _carried_over(self, place: int) -> int:
+        """Return what one connection has carried since the sync was asked for."""
+        before_bytes = self.job.open_before_bytes.get(place, 0) if self.job else 0
+        return self.proxy.connections[place].down.carried_bytes - before_bytes
 
     def is_mid_transfer(self) -> bool:
         """Whether the object flows to the device over a connection that is open, and cannot be whole there yet."""
         if self.job is None or self.left_bytes() <= 0:
             return False
-        live = self.proxy.open_connections()
-        if not live:
-            return False
-        before = (
-            self.job.connection_before_bytes if len(self.proxy.connections) == self.job.connections_before + 1 else 0
-        )
-        return live[-1].down.carried_bytes - before > self.LEAST_FLOW_BYTES
+        newest = len(self.proxy.connections) - 1
+        return newest >= 0 and self.proxy.connections[newest].is_open and self._carried_over(newest) > LEAST_FLOW_BYTES

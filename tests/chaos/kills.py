@@ -47,6 +47,7 @@ GIVE_UP_AT_LOST: Final = 20
 EARLY_SHARE: Final = 0.05  # of the hub's starts that are killed as well, before it listens; not counted as kills
 EARLY_WITHIN_SECONDS: Final = 0.8
 DAMAGE_SHARE: Final = 0.25  # of the terminal's kills after which its partial file is damaged
+SILENT_SHARE: Final = 0.2  # of the terminal's kills of which the hub is not told by an end of the connection
 CUT_SHARE: Final = 0.1  # of the kills that come with a link cut
 WATCH_EVERY_SECONDS: Final = 0.005
 LAST_PART: Final = 0.95  # of what is still to come, so that the kill meets the object before it is whole
@@ -97,6 +98,10 @@ class Killer:
             self._chance.choice(self._world.devices).proxy.cut()
             self._tally.cuts += 1
         with_installers = self._chance.random() < 0.5
+        for one in self._world.devices:
+            one.end_silence()
+        if kind == "terminal" and self._chance.random() < SILENT_SHARE:
+            device.go_silent()
         if kind != "terminal":
             self._world.hub.kill_now()
         if kind != "hub":
