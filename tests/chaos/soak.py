@@ -35,9 +35,8 @@ TARGETS: Final = 20
 SAMPLE_SECONDS: Final = 1.0
 PROXY_RATES: Final = (None, None, 1_000_000.0, 125_000.0)
 FROZEN_SECONDS: Final = 45.0
-# What an hour may add, before a slope counts as one: the noise of a process that is used unevenly for minutes.
-MEMORY_PER_HOUR: Final = 60.0 * MIB
-COUNT_PER_HOUR: Final = 600.0
+# What may be added over the second half, as a share of the level: how many are connected swings by about a hundredth.
+GROWTH_AT_MOST: Final = 0.03
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +59,25 @@ class Result:
     delivered: int
     errors: int
 
+    @property
+    def _half(self) -> list[Sample]:
+        return self.samples[len(self.samples) // 2 :]
+
     def slope(self, field: str) -> float:
         """Return the growth per hour over the second half."""
-        half = self.samples[len(self.samples) // 2 :]
-        return 3600 * least_squares([(one.at, float(getattr(one, field))) for one in half])
+        return 3600 * least_squares([(one.at, float(getattr(one, field))) for one in self._half])
+
+    def growth(self, field: str) -> float:
+        """Return the growth over the second half as a share of the level there."""
+        half = self._half
+        level = sum(float(getattr(one, field)) for one in half) / len(half)
+        return self.slope(field) / 3600 * (half[-1].at - half[0].at) / level
 
     @property
     def passed(self) -> bool:
         """Whether nothing grew and there was no error."""
-        flat = self.slope("memory_bytes") < MEMORY_PER_HOUR
-        counts = all(abs(self.slope(field)) < COUNT_PER_HOUR for field in ("descriptors", "tasks"))
-        return flat and counts and not self.errors and self.delivered > 0
+        flat = all(self.growth(field) < GROWTH_AT_MOST for field in ("memory_bytes", "descriptors", "tasks"))
+        return flat and not self.errors and self.delivered > 0
 
     def __str__(self) -> str:
         last = self.samples[-1]
