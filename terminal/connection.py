@@ -69,7 +69,7 @@ class Connection:
         self._socket = socket
         self._folder = folder
         self._welcomed = asyncio.Event()
-        self._answers: dict[str, asyncio.Future[bool]] = {}
+        self._answers: dict[tuple[str, str], asyncio.Future[bool]] = {}  # by delivery and what was said of it
         self._background: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
@@ -120,21 +120,25 @@ class Connection:
     async def _is_wanted(self, said: messages.State) -> bool:
         """Tell the hub what a person decided, until it has noted it; return False when it has withdrawn instead."""
         answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._answers[said.delivery] = answer
+        self._answers[said.delivery, said.state] = answer
         self._feed_later(session.Decided(said))
         try:
             return await asyncio.wait_for(answer, DECISION_SECONDS)
         except TimeoutError:
             return True
         finally:
-            self._answers.pop(said.delivery, None)
+            self._answers.pop((said.delivery, said.state), None)
 
     def _answer_decision(self, message: AnyMessage) -> None:
         match message:
-            case messages.Noted(of=delivery) | messages.Withdraw(delivery=delivery):
-                answer = self._answers.get(delivery)
-                if answer is not None and not answer.done():
-                    answer.set_result(isinstance(message, messages.Noted))
+            case messages.Noted(of=delivery, state=state):
+                answer = self._answers.get((delivery, state))
+            case messages.Withdraw(delivery=delivery):
+                answer = next((one for (decided, _), one in self._answers.items() if decided == delivery), None)
+            case _:
+                return
+        if answer is not None and not answer.done():
+            answer.set_result(isinstance(message, messages.Noted))
 
     def set_pace(self, bytes_per_second: int) -> None:
         """Have the hub send no faster than this; 0 for no limit."""

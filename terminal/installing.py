@@ -52,6 +52,7 @@ class Installations:
 
     def settle(self) -> None:
         """Begin to ask the system how each installation ended that a crash interrupted. Raises BadFileError."""
+        self._folder.drop_old_marks()
         for mark in self._folder.marks():
             if mark.running and mark.offer.delivery not in self._running:
                 self._begin(mark.offer, self._settle(mark), self._settling)

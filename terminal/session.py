@@ -550,8 +550,8 @@ class Session:
         actions = self._stop_waiting(delivery)
         if self._current is not None and self._current.offer.delivery == delivery:
             actions += self._stop_current()
-        if delivery in self._installing:
-            return actions  # too late: its report follows
+        if actions or delivery in self._installing:
+            return actions  # it may be offered again, and what a person decided holds; or too late: its report follows
         said = self._to_tell.get(delivery)
         if said is not None and said.state not in (life.State.DONE, life.State.FAILED):
             self._is_told(delivery)

@@ -25,6 +25,7 @@ from msgspec import Struct
 from protocol.device import DeviceInfo
 from protocol.errors import BadFileError, NotLoggedInError, RefusedError, UsageError
 from protocol.keys import SealingKey, SigningKey
+from protocol.life import DELIVERY_SECONDS
 from protocol.messages import DeviceRow, InstalledProgram, Offer, State
 from terminal.consent import InboxEntry, Preferences
 
@@ -255,9 +256,13 @@ class StateFolder:
     def marks(self) -> tuple[Mark, ...]:
         """Return the installations whose outcome is not kept yet, by age. Raises BadFileError."""
         self._move_old_mark()
-        files = sorted(self._marks.glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
-        found = (self._read(f"{self._marks.name}/{file.name}", Mark) for file in files)
-        return tuple(mark for mark in found if mark is not None)
+        return tuple(mark for mark, _ in self._mark_files())
+
+    def drop_old_marks(self) -> None:
+        """Forget installations that did not happen and were not offered again for as long as a delivery lives."""
+        for mark, file in self._mark_files():
+            if not mark.running and file.stat().st_mtime < time.time() - DELIVERY_SECONDS:
+                self.drop_mark(mark.offer.delivery)
 
     def mark(self, delivery: str) -> Mark | None:
         """Return the mark of a delivery, if it has one. Raises BadFileError."""
@@ -277,6 +282,11 @@ class StateFolder:
             return
         except OSError as error:
             raise _unwritable(path, error) from None
+
+    def _mark_files(self) -> list[tuple[Mark, Path]]:
+        files = sorted(self._marks.glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
+        found = ((self._read(f"{self._marks.name}/{file.name}", Mark), file) for file in files)
+        return [(mark, file) for mark, file in found if mark is not None]
 
     def _mark_name(self, delivery: str) -> str:
         return f"{self._marks.name}/{hashlib.sha256(delivery.encode()).hexdigest()[:32]}.json"

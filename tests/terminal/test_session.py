@@ -289,10 +289,7 @@ def test_a_failed_installation_leaves_the_inventory_as_it_was() -> None:
 
 def test_what_is_withdrawn_before_the_hub_has_noted_that_it_installs_is_not_installed() -> None:
     brain, serial = waiting()
-    assert hear(brain, messages.Withdraw(delivery="d-1")) == [
-        session.Abandon(serial, discard=False),
-        session.Forget("d-1"),
-    ]
+    assert hear(brain, messages.Withdraw(delivery="d-1")) == [session.Abandon(serial, discard=False)]
     assert hear(brain, messages.Noted(of="d-1", state="installing")) == []
     assert says(feed(brain, session.PaceSet(1))) == [messages.Inventory(programs=(), bytes_per_second=1)]
 
@@ -386,10 +383,8 @@ def test_no_more_than_sixteen_install_at_once() -> None:
 def test_a_withdrawn_delivery_stops_and_reports_nothing() -> None:
     brain, serial = fetching()
     assert hear(brain, messages.Withdraw(delivery="d-9")) == [session.Forget("d-9")]
-    assert hear(brain, messages.Withdraw(delivery="d-1")) == [
-        session.Abandon(serial, discard=False),
-        session.Forget("d-1"),
-    ]
+    assert hear(brain, messages.Withdraw(delivery="d-1")) == [session.Abandon(serial, discard=False)]
+    assert hear(brain, THING.offer()) == [session.Consider(serial + 1, THING.offer())], "it may come again"
 
 
 def test_an_installation_under_way_cannot_be_withdrawn() -> None:

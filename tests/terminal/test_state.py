@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,6 +92,16 @@ def test_the_mark_of_version_0_1_0_is_taken_over_once(folder: StateFolder) -> No
     assert not (folder.path / "installing.json").exists()
     folder.drop_mark("d-1")
     assert StateFolder(folder.path).marks() == ()
+
+
+def test_marks_of_what_did_not_happen_go_when_they_are_as_old_as_a_delivery_can_be(folder: StateFolder) -> None:
+    for number, running in enumerate((False, True, False)):
+        folder.put_mark(Mark(offer=thing(5_000).offer(f"d-{number}"), starts=1, running=running))
+    old = time.time() - 31 * 86_400
+    for file in sorted((folder.path / "installing").glob("*.json"), key=lambda file: file.stat().st_mtime_ns)[:2]:
+        os.utime(file, (old, old))
+    folder.drop_old_marks()
+    assert {mark.offer.delivery for mark in folder.marks()} == {"d-1", "d-2"}
 
 
 def test_a_delivery_with_any_name_has_a_mark_of_its_own(folder: StateFolder) -> None:
