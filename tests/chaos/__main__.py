@@ -25,6 +25,9 @@ PARTS: Final[dict[str, str]] = {
     "diskfull": "tests.chaos.diskfull",
     "bitflips": "tests.chaos.bitflips",
     "clocksteps": "tests.chaos.clocksteps",
+    "slow": "tests.chaos.slow",
+    "storm": "tests.chaos.storm",
+    "soak": "tests.chaos.soak",
 }
 
 
