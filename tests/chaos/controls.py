@@ -34,7 +34,7 @@ CONTROLS: Final = (
     Control(
         "acknowledge before commit",
         Faults(hub="acknowledge-before-commit"),
-        lambda world: len(world.ledger.lost),
+        lambda world: sum("UnknownNameError" in one for one in world.ledger.lost),  # accepted, and gone
         "lost",
         ("hub",) * MOST_KILLS,
         (("accepted", 1),),
