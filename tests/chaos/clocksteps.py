@@ -31,7 +31,8 @@ DAY: Final = 24 * HOUR
 STEPS_SECONDS: Final = (HOUR, -HOUR, 400 * DAY, -400 * DAY)
 WHO: Final = ("hub", "terminal", "both")
 CONTROL: Final = [("hub", 400 * DAY)]
-RESTARTS: Final = 8
+RESTARTS: Final = 4
+DEAD_LOOKED_FOR: Final = 2
 HUNG_SECONDS: Final = 60.0
 DEAD_SECONDS: Final = limits.PING_EVERY_SECONDS + limits.HEARD_WITHIN_SECONDS + limits.PRESENCE_GRACE_SECONDS + 10
 
@@ -213,7 +214,7 @@ def run(options: Options) -> Outcome:
         return Outcome(passed=False, line="libfaketime is not installed: sudo apt-get install faketime")
     steps = [(who, seconds) for who in WHO for size in STEPS_SECONDS for seconds in (size, 0)]
     steps = steps[: max(4, len(steps) * options.kills // FULL_KILLS)]
-    world = asyncio.run(step_clocks(options.folder / "steps", steps, looks_dead=4, restarts=RESTARTS))
+    world = asyncio.run(step_clocks(options.folder / "steps", steps, looks_dead=DEAD_LOOKED_FOR, restarts=RESTARTS))
     wall = step_clocks(options.folder / "wall", CONTROL, looks_dead=0, restarts=0, module="tests.chaos.wall_hub")
     control = asyncio.run(wall).counts["expired"]
     for sentence in world.wrong:
