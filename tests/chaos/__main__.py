@@ -20,6 +20,7 @@ from tests.chaos.outcome import Options, Outcome
 # name -> the module with its `run`; imported when it is its turn, so that one part never needs another's libraries
 PARTS: Final[dict[str, str]] = {
     "controls": "tests.chaos.controls",
+    "simulation": "tests.chaos.simulation",
     "kills": "tests.chaos.kills",
     "powercut": "tests.chaos.powercut",
     "diskfull": "tests.chaos.diskfull",

@@ -62,7 +62,7 @@ def simulate(seed: int, runs: int, *, is_traced: bool = False) -> Result:
             result.runs += 1
             try:
                 result.counts.update(live(one, database, is_traced=is_traced).counts)
-            except Exception as error:  # a violation, or the product itself broke off
+            except (Violation, Exception) as error:  # a broken promise, or the product itself broke off
                 result.failed.append(one)
                 _tell(one, error)
                 if len(result.failed) >= MOST_FINDINGS:
@@ -71,7 +71,7 @@ def simulate(seed: int, runs: int, *, is_traced: bool = False) -> Result:
     return result
 
 
-def _tell(seed: int, error: Exception) -> None:
+def _tell(seed: int, error: BaseException) -> None:
     words = "".join(traceback.format_exception_only(error)).strip()
     print(f"simulation: seed {seed}: {words}")
     print(f"  again, with its trace: python -m tests.chaos.simulation --seed {seed} --runs 1 --trace", flush=True)

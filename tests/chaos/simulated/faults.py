@@ -89,7 +89,7 @@ FAULTS: Final[dict[str, Fault]] = {
     "the terminal installs without asking the hub": Fault(_install_unasked, "has installed it"),
     "a report is not kept": Fault(_drop_reports, "is installed again after it was reported"),
     "a report changes what has ended": Fault(_change_what_ended, "for good, and is"),
-    "no mark before the runner": Fault(_mark_nothing, "does not know what its system has"),
+    "no mark before the runner": Fault(_mark_nothing, "is installed twice"),
     "what installs is cancelled": Fault(_cancel_what_installs, "has installed it"),
     "the hub acknowledges before it has committed": Fault(_acknowledge_early, "accepted and lost"),
     "the file is not verified": Fault(_verify_nothing, "from a wrong file"),

@@ -27,6 +27,7 @@ from tests.chaos.simulated.terminal import Connection, Machine, Promises
 PACES_SECONDS: Final = (0.05, 0.3, 1.0, 5.0, 60.0, 3_600.0, 86_400.0)
 DELAYS_SECONDS: Final = (0.01, 0.1, 1.0)
 REACTS_TO: Final = 0.06  # the share of all moves
+LOSES_REPORTS: Final = 0.3  # the share of reports just after which the connection breaks
 REACTS_WITHIN_SECONDS: Final = 0.5
 # None of more than 30 days ahead: an inbox then takes what asks for stale when the next offer comes, which is known.
 CLOCK_STEPS_DAYS: Final = (-400.0, -1 / 24, 1 / 24, 10.0)
@@ -319,7 +320,8 @@ class World(Promises):
         if life.State(state) in life.FINAL:
             raise Violation(f"{delivery} is installed though it was {state} before")
         report = self._reports.get(delivery)
-        if report is not None and report.reason not in life.PASSING:
+        (row,) = self.database.rows("SELECT tries FROM deliveries WHERE delivery_id = ?", delivery)
+        if report is not None and (report.reason not in life.PASSING or row["tries"] < report.attempt):
             raise Violation(f"{delivery} is installed again after it was reported {report.state} {report.reason}")
         if machine.system.put_by.get(delivery):
             raise Violation(f"{delivery} is installed twice")
@@ -331,7 +333,7 @@ class World(Promises):
     def completed(self, machine: Machine, report: messages.State) -> None:
         """Remember what a terminal has kept."""
         self._reports[report.delivery] = report
-        if not self._faults_stopped and self.clockwork.chance.random() < REACTS_TO:
+        if not self._faults_stopped and self.clockwork.chance.random() < LOSES_REPORTS:
             self.clockwork.after(0.0, self.process, self._lose_report, machine)
 
     def _lose_report(self, machine: Machine) -> None:
