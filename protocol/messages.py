@@ -404,7 +404,7 @@ class InstallerOffer(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Offer(Message, tag="offer", frozen=True, kw_only=True):
     """Either: `delivery` brings `object` (SHA-256), `size` bytes in `chunks` chunks; `pages` manifest pages follow.
 
-    `attempt` counts the tries, from 1. `initiator` is the name of the device that asked, for the person who is to agree.
+    `attempt` counts the tries, from 1. `initiator` names the device that asked, for the person who is to agree.
     """
 
     delivery: Identifier
