@@ -37,4 +37,4 @@ def test_one_seed_is_one_run(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_planted_fault_is_found(fault: str) -> None:
     seed = first_seed_that_finds(fault, CONTROL_RUNS)
     assert seed is not None, f"no run of {CONTROL_RUNS} has found that {fault}"
-    print(f"seed {seed} has found that {fault}")
+    print(f"seed {seed} has found that {fault}")  # noqa: T201 - shown with -rP
