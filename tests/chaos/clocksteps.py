@@ -1,13 +1,14 @@
 """`python -m tests.chaos.clocksteps`: the clocks of a hub and of a terminal jump by an hour and by 400 days, both ways.
 
-Both run under libfaketime, which reads the offset anew at each look at the clock; the machine's own clock is not
-touched. CLOCK_MONOTONIC is left alone, as on a real system, where no step ever moves it (clock_gettime(2)). After each
-step a sync has to come through, the device list has to follow who comes and goes, a hub that is started anew has to
+Both run under libfaketime, which reads the offset anew every second; the machine's own clock is not touched.
+CLOCK_MONOTONIC is left alone, as on a real system, where no step ever moves it (clock_gettime(2)). After each step a
+sync has to come through, the device list has to follow who comes and goes, a hub that is started anew has to
 get its terminal back, and what waits for a device that is away has to wait still. TLS certificates are out of scope.
 """
 
 import asyncio
 import sys
+import time
 from collections import Counter
 from collections.abc import Awaitable, Sequence
 from contextlib import suppress
@@ -33,13 +34,15 @@ WHO: Final = ("hub", "terminal", "both")
 CONTROL: Final = [("hub", 400 * DAY)]
 RESTARTS: Final = 4
 DEAD_LOOKED_FOR: Final = 2
+LOOKS_EVERY_SECONDS: Final = 1
+LOOKS: Final = 10
 HUNG_SECONDS: Final = 60.0
 DEAD_SECONDS: Final = limits.PING_EVERY_SECONDS + limits.HEARD_WITHIN_SECONDS + limits.PRESENCE_GRACE_SECONDS + 10
 
 
 def library() -> Path | None:
     """Return where Debian's libfaketime is, or None."""
-    return next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
+    return next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))), None)
 
 
 class Clock:
@@ -61,7 +64,7 @@ class Clock:
         return {
             "LD_PRELOAD": str(library()),
             "FAKETIME_TIMESTAMP_FILE": str(self._file),
-            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_CACHE_DURATION": str(LOOKS_EVERY_SECONDS),
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         }
 
@@ -108,6 +111,19 @@ class World:
                 f"{step}: connecting again", self.fleet.fleet.all_online(self.fleet.devices), within_seconds
             )
         await self.check(f"{step}: looking up what waits", self.still_waits(step))
+
+    async def see_clock(self, number: int, seconds: int) -> None:
+        """Wait until the hub's clock is wrong by so much; without that nothing would be tried here."""
+        off_seconds = float("inf")
+        for attempt in range(LOOKS):
+            name = f"clock-{number}-{attempt}"
+            await self.hub.ask("account add", name=name, password=PASSWORD)
+            made_at = next(row["created_at"] for row in await self.hub.ask("account list") if row["name"] == name)
+            off_seconds = made_at - time.time()
+            if abs(off_seconds - seconds) < HUNG_SECONDS:
+                return
+            await asyncio.sleep(LOOKS_EVERY_SECONDS)
+        self.wrong.append(f"the hub's clock is wrong by {off_seconds:.0f} s, not by {seconds} s")
 
     async def sync(self) -> None:
         """Publish a new version, bring it to the terminal, and see the watch end."""
@@ -179,6 +195,8 @@ async def step_clocks(
                 for number, (who, seconds) in enumerate(steps):
                     for name in clocks if who == "both" else (who,):
                         clocks[name].step(seconds)
+                    await asyncio.sleep(LOOKS_EVERY_SECONDS + 0.1)  # nothing tells when the file has been read
+                    await world.see_clock(number, seconds if who != "terminal" else 0)
                     await world.after_step(
                         f"{who} {seconds:+d} s", restarts=number < restarts, looks_dead=number < looks_dead
                     )
