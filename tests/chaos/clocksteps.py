@@ -156,10 +156,10 @@ class World:
             raw.terminal = first.terminal
             with DeviceEvents.of(self.fleet.devices[0]) as events:
                 await raw.login()
-                await events.row(lambda row: row.name == "Silent" and row.online)
+                await events.row(lambda row: row.terminal == raw.terminal and row.online)
                 raw.socket.transport.pause_reading()
                 events.rows.clear()
-                await events.row(lambda row: row.name == "Silent" and not row.online)
+                await events.row(lambda row: row.terminal == raw.terminal and not row.online)
             raw.socket.transport.abort()
 
     async def still_waits(self, step: str) -> None:
