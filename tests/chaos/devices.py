@@ -130,6 +130,7 @@ class Device:
         self.process = TerminalProcess(self.state.path, module=("tests.chaos.launch", fault, "terminal"))
         self.terminal = ""
         self.job: Job | None = None
+        self.has_tail = False  # frames of an object that was cancelled or overtaken may flow on into the next sync
 
     def begin(self, installer: Installer) -> Job:
         """Remember what the link had carried when this sync was asked for."""

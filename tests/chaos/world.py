@@ -283,7 +283,8 @@ class World:
         elif way < CANCELLED_SHARE + OVERTAKEN_SHARE:
             await self.overtake(device, other, installer, key, after_seconds)
         else:
-            await self.deliver(device, installer, key)
+            await self.deliver(device, installer, key, counted=not device.has_tail)
+        device.has_tail = way < CANCELLED_SHARE + OVERTAKEN_SHARE
         waiting += [other, installer]
 
     # --- killing ------------------------------------------------------------------------------------------------------
