@@ -337,7 +337,10 @@ class Syncs:
         leader = None
         if target.state == life.State.QUEUED:
             leader = await transaction.row("leader", terminal_id=target.terminal, digest=target.digest)
-        if leader is not None:
+        if leader is not None and leader["state"] == life.State.QUEUED and leader["retry_at"]:
+            # It waits for another try, and somebody asks now: they may have made room, or published the file again.
+            await self._deliveries.move(transaction, leader, Move(life.State.QUEUED, target.reason, target.detail))
+        elif leader is not None:
             detail = leader["detail"] or "It is on its way there already, asked for by another sync."
             target = structs.replace(target, state=leader["state"], reason=leader["reason"], detail=detail)
         target = structs.replace(target, delivery=new_id("d"))

@@ -409,6 +409,21 @@ async def test_the_same_object_asked_for_twice_is_sent_once_and_both_end_with_it
             assert [ended.outcome for ended in (await hub.syncs.changes(initiator.terminal_id, 0)).ended] == ["done"]
 
 
+async def test_asking_again_for_what_waits_for_another_try_tries_at_once(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        asks = await add_terminal(hub, await add_account(hub))
+        await publish(hub, tmp_path)
+        first = await ask(hub, asks, "1")
+        await say(hub, asks, (await claimed(hub, asks)).delivery, "failed", reason="no-space")
+        assert await claim(hub, asks) is None
+        second = await ask(hub, asks, "2")
+        assert (second.targets[0].state, second.targets[0].reason) == ("queued", "offline")
+        owed = await claimed(hub, asks)
+        assert (owed.delivery, owed.attempt) == (first.targets[0].delivery, 2)
+        await say(hub, asks, owed.delivery, "verifying", "installing", "done")
+        assert [(await row_of(hub, asks, one)).state for one in (first, second)] == ["done", "done"]
+
+
 async def test_who_cancels_ends_only_their_own_sync_and_the_next_in_line_goes_on(tmp_path: Path) -> None:
     async with open_rooms(tmp_path) as hub:
         asks = await add_terminal(hub, await add_account(hub))
