@@ -77,9 +77,10 @@ class Download:
             held = self._find_chunks()
             for file in older:
                 if not self.complete:
-                    self._take_from(file, held)
+                    with contextlib.suppress(OSError):  # it cannot be read, so what it holds is asked for
+                        self._take_from(file, held)
         except OSError as error:
-            raise _disk_error(error, self.partial) from None
+            raise self._disk_failure(error) from None
 
     def write(self, frame: Chunks) -> None:
         """Check a frame and write it, with one call as a rule. Raises TransferError."""
@@ -97,9 +98,7 @@ class Download:
             flush_folder(self.file.parent)
             flush_folder(self.partial.parent)
         except OSError as error:
-            if error.errno == errno.EIO:  # what is read again may be right in memory and not on the disk
-                self.close(discard=True)
-            raise _disk_error(error, self.partial) from None
+            raise self._disk_failure(error) from None
         self.close()
 
     def abandon(self) -> None:
@@ -114,6 +113,11 @@ class Download:
         if discard:
             with contextlib.suppress(OSError):  # it is compared with the manifest before it is used again
                 self.partial.unlink()
+
+    def _disk_failure(self, error: OSError) -> TransferError:
+        if error.errno == errno.EIO:  # what is read again may be right in memory and not on the disk, or never be read
+            self.close(discard=True)
+        return _disk_error(error, self.partial)
 
     def _wrong_file(self, size: int) -> TransferError:
         """Return why the file is wrong: damaged since its chunks were written, or never what was offered."""
@@ -131,12 +135,12 @@ class Download:
         )
 
     def _check_space(self, reserve_bytes: int) -> None:
-        have_bytes = _allocated_bytes(self.partial) + _allocated_bytes(self.file)
-        need_bytes = max(self.offer.size - have_bytes, 0) + reserve_bytes
         try:
+            have_bytes = _allocated_bytes(self.partial) + _allocated_bytes(self.file)
             disk = os.statvfs(self.partial.parent)
         except OSError as error:
             raise _disk_error(error, self.partial) from None
+        need_bytes = max(self.offer.size - have_bytes, 0) + reserve_bytes
         free_bytes = disk.f_bavail * disk.f_frsize
         if free_bytes < need_bytes:
             raise TransferError(
@@ -224,6 +228,17 @@ def tidy(folder: StateFolder, keep: Iterable[str], in_use: Container[str] = ()) 
     for place, file in enumerate(reversed(partial)):
         if (place >= KEPT_PARTIAL_FILES or file.stat().st_mtime < oldest) and file.name not in in_use:
             file.unlink(missing_ok=True)
+
+
+def set_aside_uninstalled(folder: StateFolder, keep: Container[str]) -> None:
+    """Put installers that `keep` (digests in hex) does not name with the partial files.
+
+    They came whole, but their installation was not begun before the connection or the process ended; the next offer
+    finds them there.
+    """
+    for file in folder.installed.iterdir():
+        if file.name not in keep:
+            file.replace(folder.downloads / file.name)
 
 
 def _allocated_bytes(file: Path) -> int:

@@ -18,9 +18,10 @@ from protocol import life, messages
 from protocol.device import InstallerKind
 from protocol.errors import LockstepError
 from protocol.messages import InstalledProgram, Offer
+from terminal.downloads import set_aside_uninstalled
 from terminal.installers import InstallResult, InstallTask, Runner
 from terminal.session import InstallEnded, failure
-from terminal.state import Mark, StateFolder
+from terminal.state import Mark, StateFolder, despite_full_disk
 
 STARTS: Final = 3
 
@@ -31,13 +32,13 @@ class Installations:
     """All installations of one terminal, for as long as its process holds the state folder.
 
     `ended` is told of each end while a connection listens; `fail` of a fault that ends the process. Both may be set
-    anew for each connection.
+    anew for each connection; `error` is a fault that came while there was none, or that has ended the last.
     """
 
     def __init__(self, folder: StateFolder, runners: Mapping[InstallerKind, Runner], on_event: OnEvent) -> None:
         self.ended: Callable[[InstallEnded], None] | None = None
         self.fail: Callable[[LockstepError], None] | None = None
-        self._error: LockstepError | None = None
+        self.error: LockstepError | None = None
         self._folder = folder
         self._runners = runners
         self._on_event = on_event
@@ -51,11 +52,18 @@ class Installations:
         return tuple(self._running.values())
 
     def settle(self) -> None:
-        """Begin to ask the system how each installation ended that a crash interrupted. Raises BadFileError."""
+        """Begin to ask the system how each installation ended that a crash interrupted. Raises BadFileError.
+
+        No connection may receive meanwhile: a file that came whole and whose installation was not begun is put where
+        its next offer finds it.
+        """
         self._folder.drop_old_marks()
         for mark in self._folder.marks():
             if mark.running and mark.offer.delivery not in self._running:
                 self._begin(mark.offer, self._settle(mark), self._settling)
+        kept = self._folder.kept_digests() | {offer.object for offer in self.offers}
+        with contextlib.suppress(OSError):  # at worst it is fetched again
+            set_aside_uninstalled(self._folder, {digest.hex() for digest in kept})
 
     def install(self, offer: Offer) -> None:
         """Begin to install `offer`, whose file is in place."""
@@ -64,7 +72,7 @@ class Installations:
 
     def take_error(self) -> LockstepError | None:
         """Return the fault that broke an installation off since the last call, if there was one."""
-        error, self._error = self._error, None
+        error, self.error = self.error, None
         return error
 
     async def wait(self, seconds: float | None = None) -> bool:
@@ -85,16 +93,22 @@ class Installations:
 
     async def _install(self, offer: Offer) -> None:
         kept = self._folder.mark(offer.delivery)
+        if kept is not None and kept.running:  # how the last start ended could not be kept: it may not run again
+            await self._settle(kept)
+            return
         starts = kept.starts if kept else 0
         if starts >= STARTS:
             self._end(offer, _interrupted(offer, starts))
             return
         try:
             before = await self._version_before(offer)
-        except LockstepError as error:
-            result = InstallResult(ok=False, reason=error.code, detail=str(error), installed_version="")
-        else:
             self._folder.put_mark(Mark(offer=offer, starts=starts + 1, before=before))
+        except LockstepError as error:
+            if error.code == "disk-failed":
+                raise
+            reason = "no-space" if error.code == "state-folder" else error.code
+            result = InstallResult(ok=False, reason=reason, detail=str(error), installed_version="")
+        else:
             result = await self._run(offer)
         if result.ok:
             self._succeeded(offer, result.installed_version)
@@ -145,6 +159,9 @@ class Installations:
         Nobody can say: failed with `outcome-unknown`, for it must not run twice.
         """
         offer, wanted = mark.offer, mark.offer.installer.version
+        if any((one.digest, one.version) == (offer.object, wanted) for one in self._folder.inventory()):
+            self._succeeded(offer, wanted)  # it was kept already; only the report is lost
+            return
         try:
             version = await self._ask(offer)
         except (LockstepError, OSError) as error:
@@ -186,7 +203,9 @@ class Installations:
     def _end(self, offer: Offer, report: messages.State | None, program: InstalledProgram | None = None) -> None:
         """Keep the report, then forget the mark, then say so."""
         if report is not None:
-            self._folder.add_report(report)
+            # Of a cause that can pass it is said all the same, or nobody would hear of a full disk.
+            with despite_full_disk() if report.reason in life.PASSING else contextlib.nullcontext():
+                self._folder.add_report(report)
             self._folder.drop_mark(offer.delivery)
         self._running.pop(offer.delivery, None)
         if report is not None:
@@ -196,8 +215,7 @@ class Installations:
 
     def _set_aside(self, offer: Offer) -> None:
         """Keep the file of a failed installation with the partial ones, which are few and go, for another try."""
-        kept = {one.digest for one in (*self._folder.inventory(), *self._folder.previous())}
-        if offer.object not in kept:
+        if offer.object not in self._folder.kept_digests():
             with contextlib.suppress(OSError):
                 self._file(offer).replace(self._folder.downloads / offer.object.hex())
 
@@ -220,7 +238,7 @@ class Installations:
             return
         if not isinstance(error, LockstepError):
             error = LockstepError(f"An installation broke off: {type(error).__name__}: {error}")
-        self._error = error
+        self.error = error
         if self.fail is not None:
             self.fail(error)
 

@@ -220,6 +220,10 @@ class StateFolder:
         """Return what Lockstep installed here before that, one of each program at most. Raises BadFileError."""
         return self._read("previous.json", tuple[InstalledProgram, ...]) or ()
 
+    def kept_digests(self) -> set[bytes]:
+        """Return the digests of the installers to keep: what is installed and what was before. Raises BadFileError."""
+        return {one.digest for one in (*self.inventory(), *self.previous())}
+
     def record_installed(self, program: InstalledProgram) -> None:
         """Keep that `program` is installed, in place of an older record of it, which becomes the one before."""
         found, others = _parted(self.inventory(), program.program)
@@ -329,6 +333,20 @@ class StateFolder:
 
     # --- files --------------------------------------------------------------------------------------------------------
 
+    def set_aside_damaged(self) -> tuple[Path, ...]:
+        """Rename damaged files that this device can do without to `NAME.damaged`; return where they are now.
+
+        The hub tells again what they held: what waits for a person, the device list; the rest costs bytes or an undo.
+        A person has to see to the others: without them something would be installed twice, or unasked.
+        """
+        aside = []
+        for name, kind in _CAN_DO_WITHOUT.items():
+            try:
+                self._read(name, kind)
+            except BadFileError:
+                aside.append((self.path / name).replace(self.path / f"{name}.damaged"))
+        return tuple(aside)
+
     def _read(self, name: str, kind: type[Value]) -> Value | None:
         path = self.path / name
         try:
@@ -359,6 +377,14 @@ class StateFolder:
                 if not file.name.startswith(".preferences."):
                     with contextlib.suppress(OSError):
                         file.unlink()
+
+
+_CAN_DO_WITHOUT: Final[dict[str, type]] = {
+    "inbox.json": tuple[InboxEntry, ...],
+    "previous.json": tuple[InstalledProgram, ...],
+    "devices.json": SavedDevices,
+    "device.json": DeviceInfo,
+}
 
 
 def _parted(
@@ -398,6 +424,16 @@ def default_state_path() -> Path:
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "lockstep"
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "lockstep"
+
+
+@contextmanager
+def despite_full_disk() -> Iterator[None]:
+    """Go on where something could not be written for want of room; what a disk failed to keep is raised still."""
+    try:
+        yield
+    except RefusedError as error:
+        if error.code != "state-folder":
+            raise
 
 
 def flush_folder(path: Path) -> None:

@@ -102,6 +102,33 @@ def test_chunks_of_every_kept_older_file_are_used(folder: StateFolder, tmp_path:
     assert from_both.file.read_bytes() == newer.content
 
 
+def test_an_older_file_that_cannot_be_read_costs_its_chunks_and_nothing_else(folder: StateFolder) -> None:
+    download = begin(folder)
+    download.prepare((Path("/proc/self/mem"),))  # a file whose first byte is an EIO
+    assert fetch(download) == THING.manifest.count
+    download.verify()
+
+
+def test_a_partial_file_that_cannot_be_read_is_fetched_anew(
+    folder: StateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_descriptor: int, _size: int, _offset: int) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    first = begin(folder)
+    first.prepare()
+    fetch(first)
+    first.close()
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "pread", fails)
+        with pytest.raises(TransferError) as caught:
+            begin(folder).prepare()
+    assert caught.value.code == "disk"
+    again = begin(folder)
+    again.prepare()
+    assert fetch(again) == THING.manifest.count
+
+
 def test_chunks_damaged_on_the_disk_before_the_file_is_verified_are_asked_for_again_and_only_they(
     folder: StateFolder,
 ) -> None:

@@ -1,6 +1,7 @@
 """Installing: each outcome is kept whatever dies around it, nothing runs twice, nothing blocks what it need not."""
 
 import asyncio
+import errno
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from msgspec import structs
 from protocol import messages
 from protocol.errors import RefusedError, UnavailableError
 from terminal import session
-from terminal.downloads import tidy
+from terminal.downloads import Download, tidy
 from terminal.installing import STARTS, Installations
 from terminal.session import InstallEnded
 from terminal.state import Mark, StateFolder
@@ -21,6 +22,9 @@ from tests.terminal.scripted import NoteTaker, thing
 
 THING = thing(5_000)
 OFFER = THING.offer()
+HELLO = messages.InstalledProgram(
+    program="hello", package_name="hello", version="1.0", installer_kind="deb", digest=THING.digest
+)
 WRITES_ON_ITS_OWN = """
 import asyncio, os, sys
 from terminal.installers.programs import run_program
@@ -131,6 +135,23 @@ async def test_the_starts_of_one_delivery_are_counted_over_its_offers(folder: St
     assert folder.marks() == ()
 
 
+async def test_what_runs_for_all_the_disk_knows_is_asked_for_and_not_run_again(folder: StateFolder) -> None:
+    """A full disk kept no report, and the hub offered again before that was settled."""
+    folder.put_mark(Mark(offer=OFFER, starts=1, before="0.9"))
+    desk = Desk(folder, NoteTaker(version="1.0"))
+    [ended] = await desk.install()
+    assert ended.report is not None
+    assert ended.report.state == "done"
+    assert desk.runner.tasks == []
+
+
+async def test_what_the_inventory_has_is_done_although_nobody_could_tell_by_its_version(folder: StateFolder) -> None:
+    folder.put_mark(Mark(offer=OFFER, starts=1, before="1.0"))
+    folder.record_installed(HELLO)  # and then the power went
+    [ended] = await Desk(folder, NoteTaker(version="1.0")).settle()
+    assert ended.report == messages.State(delivery="d-1", state="done", version="1.0")
+
+
 async def test_nothing_is_settled_twice_at_once(folder: StateFolder) -> None:
     class Slow(NoteTaker):
         async def installed_version(self, package_name: str) -> str | None:
@@ -169,6 +190,19 @@ async def test_a_disk_that_cannot_keep_the_mark_starts_no_runner(
     assert error.code == "disk-failed"
     assert desk.installations.take_error() is error
     assert desk.installations.offers == ()
+
+
+async def test_a_full_disk_that_cannot_keep_the_mark_is_said_to_the_hub(
+    folder: StateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_path: Path, _data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    desk = Desk(folder)
+    monkeypatch.setattr("terminal.state._replace", full)
+    [ended] = await desk.install()
+    assert ended.report is not None
+    assert (ended.report.reason, desk.runner.tasks) == ("no-space", [])
 
 
 async def test_a_tool_that_is_busy_for_too_long_fails_only_this_try(folder: StateFolder) -> None:
@@ -210,6 +244,22 @@ async def test_an_installer_that_hangs_holds_up_no_other(folder: StateFolder) ->
     assert installations.offers == (OFFER,)
     await installations.cancel()
     assert [mark.offer for mark in folder.marks()] == [OFFER]
+
+
+async def test_what_came_whole_and_was_not_begun_is_not_tidied_away_before_it_is_offered_again(
+    folder: StateFolder,
+) -> None:
+    """The connection was lost while it waited for the permission, and the report of another is noted first."""
+    other = thing(5_000, seed=2)
+    (folder.installed / other.digest.hex()).write_bytes(other.content)
+    folder.record_installed(HELLO)
+    Desk(folder).installations.settle()
+    tidy(folder, (HELLO.digest.hex(),))
+    assert [file.name for file in folder.installed.iterdir()] == [HELLO.digest.hex()]
+    again = Download(other.offer("d-2"), folder)
+    again.add_page(other.page())
+    again.prepare()
+    assert again.complete
 
 
 async def test_the_file_of_what_installs_is_not_tidied_away(folder: StateFolder) -> None:

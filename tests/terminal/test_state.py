@@ -175,6 +175,20 @@ def test_a_damaged_file_is_named_and_never_a_traceback(folder: StateFolder, cont
         folder.identity()
 
 
+def test_damaged_files_this_device_can_do_without_are_set_aside_and_no_others(folder: StateFolder) -> None:
+    for name in ("inbox", "previous", "devices", "device", "inventory", "preferences", "reports"):
+        (folder.path / f"{name}.json").write_bytes(b"{")
+    aside = folder.set_aside_damaged()
+    assert [file.name for file in aside] == [
+        f"{name}.json.damaged" for name in ("inbox", "previous", "devices", "device")
+    ]
+    assert (folder.inbox(), folder.previous(), folder.devices(), folder.device()) == ((), (), None, None)
+    for read in (folder.inventory, folder.preferences, folder.reports):
+        with pytest.raises(BadFileError):
+            read()
+    assert folder.set_aside_damaged() == ()
+
+
 def test_a_program_installed_again_replaces_its_record(folder: StateFolder) -> None:
     for one in (program("a"), program("b"), program("a", "2")):
         folder.record_installed(one)
