@@ -22,6 +22,7 @@ from terminal.localsocket import LocalSocket
 from terminal.state import StateFolder
 
 STEADY_SECONDS: Final = 60.0
+LOOK_AGAIN_SECONDS: Final = 1.0
 INSTALLATION_SECONDS: Final = 10.0  # what runs is waited for so long when the agent is stopped
 
 
@@ -40,17 +41,22 @@ async def run_agent(
     An installation that runs then is waited for, 10 s at most; one that still runs is the caller's to leave running
     (end the process at once: the next start finds out how it ended) or to cancel with its task.
 
-    `on_event(kind, sentence)` tells what happens; kinds are "connected", "reconnecting", "delivery", "asking" and
-    "withdrawn". Raises RefusedError when the hub will not have this terminal (`replaced`, `hub-key-changed`, ...), its
-    disk has failed or another process holds the folder, NotLoggedInError before the first login, UsageError and
-    BadFileError. A lost connection is made again.
+    `on_event(kind, sentence)` tells what happens; kinds are "connected", "reconnecting", "delivery", "asking",
+    "withdrawn" and "damaged". A lost connection is made again. Raises, when what installs has ended, RefusedError when
+    the hub will not have this terminal (`replaced`, `hub-key-changed`, ...), its disk has failed or another process
+    holds the folder, NotLoggedInError before the first login, UsageError and BadFileError.
     """
     with folder.lock():
+        for file in folder.set_aside_damaged():
+            on_event("damaged", f"{file.stem} was damaged: it is now {file}, and this device goes on without it.")
         agent = Agent(folder, device, runners, on_event)
         agent.use(insecure_lan=insecure_lan, ca_file=ca_file)
         async with agent.local.serve():
             try:
                 await agent.keep_connected(stop)
+            except LockstepError as error:
+                if await agent.outlast(error, stop):
+                    raise
             finally:
                 all_ended = await agent.installations.wait(INSTALLATION_SECONDS)
     return "stopped" if all_ended else "still-installing"
@@ -102,6 +108,17 @@ class Agent:
             if loop.time() - began_at > STEADY_SECONDS:
                 delays = back_off()
             await self._wait(wait_seconds(error, delays), error, stop)
+
+    async def outlast(self, error: LockstepError, stop: asyncio.Event) -> bool:
+        """Wait, before the process ends with `error`, for what installs: ending would kill it. Return whether it has.
+
+        Each runner has its deadline; `stop` ends the wait too.
+        """
+        if not await self.installations.wait(LOOK_AGAIN_SECONDS):
+            self._on_event("delivery", f"{error.message} This ends when what installs has ended.")
+        while not (ended := await self.installations.wait(LOOK_AGAIN_SECONDS)) and not stop.is_set():
+            pass
+        return ended
 
     async def _connect_once(self, stop: asyncio.Event) -> LockstepError | None:
         """Hold a connection until it ends; return why, or None when `stop` ended it."""

@@ -15,7 +15,7 @@ from websockets.exceptions import ConnectionClosed
 
 from protocol import keys, limits, messages
 from protocol.device import DeviceInfo
-from protocol.errors import ConflictError, LockstepError, RefusedError, UnavailableError
+from protocol.errors import ConflictError, LockstepError, UnavailableError
 from protocol.liveness import Liveness
 from protocol.messages import AnyMessage, Done, Inbox, LocalRequest, Message
 from terminal import inbox, session
@@ -24,7 +24,7 @@ from terminal.installing import Installations, OnEvent
 from terminal.link import Link, error_of
 from terminal.receiving import Receiving
 from terminal.session import Action, Enrolling, Event, LoggingIn, Session
-from terminal.state import Identity, StateFolder
+from terminal.state import Identity, StateFolder, despite_full_disk
 
 DECISION_SECONDS: Final = 5.0
 
@@ -65,6 +65,8 @@ class Connection:
         )
         installations.ended = self._feed_later
         installations.fail = self.link.fail
+        if installations.error is not None:  # it came while nobody listened
+            self.link.fail(installations.error)
         self._installations = installations
         self._socket = socket
         self._folder = folder
@@ -113,12 +115,14 @@ class Connection:
         if isinstance(request, Inbox):
             return await inbox.answer_alone(self._folder, request)
         said = inbox.decide(self._folder, request, self._session.is_under_way)
+        if said is None:
+            return Done(re=request.id)
         if not await self._is_wanted(said) and request.decision != "decline":
             raise ConflictError(f"Delivery {request.delivery} is not wanted any more.", code="withdrawn")
         return Done(re=request.id)
 
     async def _is_wanted(self, said: messages.State) -> bool:
-        """Tell the hub what a person decided, until it has noted it; return False when it has withdrawn instead."""
+        """Tell the hub what a person decided, until it has noted it; return False when it wants it no more instead."""
         answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._answers[said.delivery, said.state] = answer
         self._feed_later(session.Decided(said))
@@ -137,8 +141,8 @@ class Connection:
                 answer = next((one for (decided, _), one in self._answers.items() if decided == delivery), None)
             case _:
                 return
-        if answer is not None and not answer.done():
-            answer.set_result(isinstance(message, messages.Noted))
+        if answer is not None and not answer.done():  # what is only to be offered once more is still in the inbox
+            answer.set_result(isinstance(message, messages.Noted) or inbox.holds(self._folder, delivery))
 
     def set_pace(self, bytes_per_second: int) -> None:
         """Have the hub send no faster than this; 0 for no limit."""
@@ -201,12 +205,8 @@ class Connection:
         """Changes since the last whole list go to the disk once, not four times a second."""
         devices = self._session.devices
         if devices.epoch:
-            try:
+            with despite_full_disk():  # it is a copy, and no reason to part from the hub
                 self._folder.save_devices(devices.epoch, devices.revision, devices.rows)
-            except RefusedError as error:
-                if error.code != "state-folder":
-                    raise
-                # A full disk: it is a copy, and no reason to part from the hub.
 
     async def _keep_alive(self) -> None:
         loop = asyncio.get_running_loop()

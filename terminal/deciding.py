@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
 
 import click
 
-from protocol.errors import UsageError
+from protocol.errors import ConflictError, UnknownNameError, UsageError
 from terminal.place import Place, common_options
 
 if TYPE_CHECKING:
@@ -85,11 +85,29 @@ async def _decide(
 
     folder = place.folder()
     chosen = [row.delivery for row in await _rows(folder)] if delivery == ALL else [delivery]
+    decided, too_late = [], []
     for one in chosen:
-        await ask_here(folder, Decide(id=1, delivery=one, decision=decision, seconds=seconds))
-    words = f"{_WORDS[decision]}: {', '.join(chosen)}." if chosen else "Nothing waits for a decision."
-    place.show({"decision": decision, "deliveries": chosen}, words)
-    return 0
+        try:
+            await ask_here(folder, Decide(id=1, delivery=one, decision=decision, seconds=seconds))
+            decided.append(one)
+        except (ConflictError, UnknownNameError):  # what changed meanwhile keeps nobody from deciding on the rest
+            if delivery != ALL:
+                raise
+            too_late.append(one)
+    outcomes = {_WORDS[decision]: decided, "Too late": too_late}
+    words = " ".join(f"{word}: {', '.join(some)}." for word, some in outcomes.items() if some)
+    answer = {"decision": decision, "deliveries": decided, "too_late": too_late}
+    place.show(answer, words or "Nothing waits for a decision.")
+    return decisions_exit_code(len(decided), len(too_late))
+
+
+def decisions_exit_code(decided: int, too_late: int) -> int:
+    """Return the exit code of `accept`, `decline` and `later` with these counts."""
+    from terminal.targets import ExitCode
+
+    if not too_late:
+        return ExitCode.DONE
+    return ExitCode.PARTLY if decided else ExitCode.FAILED
 
 
 def seconds_of(duration: str) -> float:

@@ -44,6 +44,8 @@ def consider(folder: StateFolder, offer: Offer, on_event: OnEvent) -> messages.S
         offer, folder.preferences(), entry, now=now, minute_of_day=clock.hour * 60 + clock.minute + clock.second / 60
     )
     if said is None or said.state == life.State.DECLINED:
+        if entry is not None and (said is not None or entry.decision != "accept"):
+            forget(folder, offer.delivery)  # the preferences, or the end of the quiet hours, have decided
         return said
     if said.state == life.State.ASKING:
         _announce(offer, on_event)
@@ -89,6 +91,11 @@ def forget(folder: StateFolder, delivery: str, on_event: OnEvent = _say_nothing)
 # --- what a person asks and decides -------------------------------------------------------------------------------
 
 
+def holds(folder: StateFolder, delivery: str) -> bool:
+    """Return whether a delivery waits for a person, or for what a person decided on it."""
+    return any(entry.row.delivery == delivery for entry in folder.inbox())
+
+
 def rows(folder: StateFolder) -> tuple[InboxRow, ...]:
     """Return what waits for a person, oldest first."""
     now = time.time()
@@ -117,8 +124,10 @@ async def answer_alone(folder: StateFolder, request: LocalRequest) -> AnyMessage
     return Done(re=request.id)
 
 
-def decide(folder: StateFolder, decide: Decide, is_under_way: Callable[[str], bool]) -> messages.State:
+def decide(folder: StateFolder, decide: Decide, is_under_way: Callable[[str], bool]) -> messages.State | None:
     """Keep a person's decision and return what the hub is to be told, which for `decline` is a report, kept too.
+
+    None for accepting what is on its way: the hub knows, and would begin again.
 
     Raises UnknownNameError for a delivery that does not wait, ConflictError for one that it is too late to put off.
     """
@@ -126,16 +135,26 @@ def decide(folder: StateFolder, decide: Decide, is_under_way: Callable[[str], bo
     entry = next((one for one in entries if one.row.delivery == decide.delivery), None)
     if entry is None:
         raise _unknown(decide.delivery, entries)
-    if decide.decision != "accept" and is_under_way(decide.delivery):
-        raise ConflictError(
-            f"It is too late: {entry.row.program} {entry.row.version} is being received.", code="too-late"
-        )
+    stage = _stage(folder, decide.delivery, is_under_way)
+    if stage and decide.decision != "accept":
+        raise ConflictError(f"It is too late: {entry.row.program} {entry.row.version} is {stage}.", code="too-late")
     if decide.decision == "decline":
         report = consent.declined(decide.delivery, "by-person")
         folder.add_report(report)
         forget(folder, decide.delivery)
         return report
-    return _keep(folder, entries, entry, decide)
+    said = _keep(folder, entries, entry, decide)
+    return None if stage else said
+
+
+def _stage(folder: StateFolder, delivery: str, is_under_way: Callable[[str], bool]) -> str:
+    """Return how far a delivery has come, empty for one that waits. The files know what outlived its connection."""
+    if any((report.delivery, report.state) == (delivery, life.State.DONE) for report in folder.reports()):
+        return "installed"
+    mark = folder.mark(delivery)
+    if mark is not None and mark.running:
+        return "being installed"
+    return "being received" if is_under_way(delivery) else ""
 
 
 def _keep(folder: StateFolder, entries: tuple[InboxEntry, ...], entry: InboxEntry, decide: Decide) -> messages.State:

@@ -10,14 +10,14 @@ import contextlib
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 
-from protocol import life, messages
+from protocol import life
 from protocol.errors import LockstepError, RefusedError, TransferError
 from protocol.messages import Offer
 from terminal import inbox, session
 from terminal.downloads import Download, tidy
 from terminal.installing import Installations, OnEvent, name_of, outcome_words
 from terminal.session import DeliveryAction, Event
-from terminal.state import StateFolder
+from terminal.state import StateFolder, despite_full_disk
 
 Feed = Callable[[Event], None]
 
@@ -46,32 +46,38 @@ class Receiving:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def perform(self, action: DeliveryAction) -> Event | None:
-        """Do `action` or begin it; return its event when it is done already. Raises RefusedError (`state-folder`)."""
+        """Do `action` or begin it; return its event when it is done already.
+
+        Raises RefusedError (`disk-failed`) and BadFileError.
+        """
         match action:
             case session.Consider(serial, offer):
-                return session.Considered(serial, inbox.consider(self._folder, offer, self._on_event))
+                return self._consider(serial, offer)
             case session.Forget(delivery):
-                inbox.forget(self._folder, delivery, self._on_event)
+                with despite_full_disk():  # whoever decides on it is told that it is not wanted
+                    inbox.forget(self._folder, delivery, self._on_event)
                 self._folder.drop_mark(delivery)
             case session.KeepReport(report):
-                self._keep(report)
+                with despite_full_disk():  # it is said all the same; unheard, the hub offers again
+                    self._folder.add_report(report)
                 self._on_event("delivery", outcome_words(report))
             case session.DropReport(delivery, state):
-                self._folder.drop_report(delivery, state)
-                if state == life.State.DONE:
-                    inbox.forget(self._folder, delivery)
+                with despite_full_disk():  # it is said once more then, and changes nothing
+                    self._folder.drop_report(delivery, state)
+                    if state == life.State.DONE:
+                        inbox.forget(self._folder, delivery)
                 self._tidy()
             case _:
                 return self._step(action)
         return None
 
-    def _keep(self, report: messages.State) -> None:
+    def _consider(self, serial: int, offer: Offer) -> Event:
         try:
-            self._folder.add_report(report)
+            return session.Considered(serial, inbox.consider(self._folder, offer, self._on_event))
         except RefusedError as error:
-            if error.code != "state-folder" or report.reason not in life.PASSING:
+            if error.code != "state-folder":
                 raise
-            # A full disk: it is said all the same, or nobody would hear of it. Unheard, the hub offers again.
+            return session.StepFailed(serial, "no-space", error.message)
 
     def _step(self, action: DeliveryAction) -> Event | None:
         serial = getattr(action, "serial", 0)
@@ -140,7 +146,7 @@ class Receiving:
         return tuple(self._folder.installed / digest.hex() for digest in digests)
 
     def _tidy(self) -> None:
-        kept = (*self._folder.previous(), *self._folder.inventory())
+        kept = (*self._folder.previous(), *self._folder.inventory())  # dearest last
         offers = (*self._installations.offers, *(download.offer for download in self._downloads.values()))
         with contextlib.suppress(OSError):  # what cannot be deleted now is tried again after the next delivery
             tidy(self._folder, (one.digest.hex() for one in kept), {offer.object.hex() for offer in offers})

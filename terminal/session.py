@@ -521,8 +521,9 @@ class Session:
 
     def _why_busy(self, offer: Offer) -> str:
         program = offer.installer.program
-        if any(one.offer.installer.program == program for one in self._installing.values()):
-            return f"{program} is being installed."
+        for one in self._installing.values():
+            if one.offer.installer.program == program or one.offer.object == offer.object:  # its file is being read
+                return f"{one.offer.installer.program} is being installed."
         if len(self._installing) >= limits.INSTALLING_AT_ONCE:
             return f"{len(self._installing)} programs are being installed."
         if len(self._to_tell) >= TOLD_KEPT:
@@ -547,18 +548,22 @@ class Session:
 
     def _withdrawn(self, withdraw: messages.Withdraw) -> list[Action]:
         delivery = withdraw.delivery
-        actions = self._stop_waiting(delivery)
+        stopped = self._stop_waiting(delivery)
         if self._current is not None and self._current.offer.delivery == delivery:
-            actions += self._stop_current()
-        if actions or delivery in self._installing:
+            stopped += self._stop_current()
+        actions = [*stopped, *self._decision_answered(delivery)]
+        if stopped or delivery in self._installing:
             return actions  # it may be offered again, and what a person decided holds; or too late: its report follows
-        said = self._to_tell.get(delivery)
-        if said is not None and said.state not in (life.State.DONE, life.State.FAILED):
-            self._is_told(delivery)
-            if said.state in life.FINAL:
-                actions.append(DropReport(delivery, said.state))
-            actions += self._say_told()
         return [*actions, Forget(delivery)]
+
+    def _decision_answered(self, delivery: str) -> list[Action]:
+        """Say no longer what a person decided on a delivery: the hub has heard it, and answered with a withdraw."""
+        said = self._to_tell.get(delivery)
+        if said is None or said.state in (life.State.DONE, life.State.FAILED):
+            return []
+        self._is_told(delivery)
+        dropped: list[Action] = [DropReport(delivery, said.state)] if said.state in life.FINAL else []
+        return dropped + self._say_told()
 
     # --- its steps ----------------------------------------------------------------------------------------------------
 

@@ -20,7 +20,8 @@ from terminal import agent as agent_module
 from terminal import session, state
 from terminal.agent import run_agent
 from terminal.client import enrol, open_client
-from terminal.connection import Connection
+from terminal.connection import Connection, address_of, connected, login_of
+from terminal.consent import Preferences
 from terminal.downloads import Download
 from terminal.installing import Installations
 from terminal.receiving import Receiving
@@ -233,6 +234,92 @@ async def test_a_fault_at_the_hub_or_a_full_disk_does_not_end_an_agent(
         await agent.until("reconnecting")
         monkeypatch.setattr("terminal.state._replace", real)
         await asyncio.wait_for(welcomed.wait(), 5)
+
+
+async def test_a_full_disk_that_cannot_keep_what_asks_is_said_and_does_not_end_the_connection(
+    folder: StateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_path: Path, _data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async def asks(peer: Peer) -> None:
+        await peer.open()
+        assert await peer.hear(messages.State) == done
+        await peer.hear(messages.Inventory)
+        await peer.say(messages.Noted(of="d-0", state="done"), THING.offer())
+        heard.extend([await peer.hear(messages.Refused), await peer.hear(messages.State)])
+
+    heard: list[Any] = []
+    done = messages.State(delivery="d-0", state="done", version="1.0")
+    folder.add_report(done)
+    folder.save_preferences(Preferences(consent="ask"))
+    monkeypatch.setattr("terminal.state._replace", full)
+    async with hub(asks) as url, receiving(folder, url) as connection:
+        await connection.link.ended()
+    assert [message.reason for message in heard] == ["no-space", "no-space"]
+    assert folder.reports() == (done,), "said once more at the next login, which changes nothing"
+
+
+async def test_an_agent_with_a_damaged_inbox_sets_it_aside_says_so_and_starts(folder: StateFolder) -> None:
+    async def welcomes(peer: Peer) -> None:
+        await peer.open()
+        await hang_up(peer)
+
+    (folder.path / "inbox.json").write_bytes(b"[{")
+    async with hub(welcomes) as url, running(folder, url) as agent:
+        await agent.until("connected")
+    assert agent.told[0][0] == "damaged"
+    assert "inbox.json.damaged" in agent.told[0][1]
+
+
+async def test_a_fault_that_came_while_there_was_no_connection_ends_the_next_before_its_login(
+    folder: StateFolder,
+) -> None:
+    async def hears_nothing(peer: Peer) -> None:
+        with suppress(ConnectionClosed):
+            heard.append(await peer.hear_any())
+
+    heard: list[AnyMessage] = []
+    installations = nothing_installs(folder)
+    installations.error = RefusedError("The disk failed.", code="disk-failed")
+    async with hub(hears_nothing) as url:
+        address = address_of(identity_at(url))
+        login = login_of(identity_at(url), address, DEVICE, receives=True)
+        with pytest.raises(RefusedError, match="The disk failed"):
+            async with connected(address, login, folder, installations=installations):
+                pass
+    assert heard == []
+
+
+async def test_an_agent_the_hub_refuses_does_not_kill_what_installs(
+    folder: StateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(NoteTaker):
+        async def install(self, task: Any) -> Any:
+            begun.set()
+            await goes_on.wait()
+            return await super().install(task)
+
+    async def replaces(peer: Peer) -> None:
+        await peer.open()
+        await peer.hear(messages.Inventory)
+        with suppress(ConnectionClosed):
+            sending = asyncio.create_task(peer.send_object(THING, THING.offer()))
+            await begun.wait()
+            await peer.socket.close(4000)
+            await sending
+
+    begun, goes_on = asyncio.Event(), asyncio.Event()
+    monkeypatch.setattr(agent_module, "INSTALLATION_SECONDS", 0.01)
+    monkeypatch.setattr(agent_module, "LOOK_AGAIN_SECONDS", 0.01)
+    async with hub(replaces) as url, running(folder, url, Slow()) as agent:
+        await asyncio.wait_for(begun.wait(), 10)
+        await agent.until("delivery", times=3)
+        assert "This ends when what installs has ended" in agent.told[-1][1]
+        goes_on.set()
+        with pytest.raises(RefusedError, match="logged in from somewhere else"):
+            await asyncio.wait_for(asyncio.shield(agent.task), 10)
+    assert [report.state for report in folder.reports()] == ["done"]
 
 
 async def test_a_disk_that_fails_to_keep_a_report_ends_the_agent_before_the_hub_hears_of_it(

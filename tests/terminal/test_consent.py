@@ -15,7 +15,7 @@ from terminal import consent, inbox
 from terminal.client import SyncWatch
 from terminal.consent import InboxEntry, Preferences
 from terminal.simulated import DEFAULT_MIX, SimulatedDevice
-from terminal.state import StateFolder
+from terminal.state import Mark, StateFolder
 from tests.harness import TestFleet, devices, ended, make_installer, running_hub, until
 from tests.terminal.scripted import thing
 
@@ -104,7 +104,9 @@ def offered(folder: StateFolder, number: int = 1, program: str = "hello") -> str
 
 def decide(folder: StateFolder, decision: str, seconds: float = 0.0, delivery: str = "d-1") -> messages.State:
     request = Decide(id=1, delivery=delivery, decision=decision, seconds=seconds)  # type: ignore[arg-type]
-    return inbox.decide(folder, request, inbox.nothing_is_under_way)
+    said = inbox.decide(folder, request, inbox.nothing_is_under_way)
+    assert said is not None
+    return said
 
 
 def test_what_asks_is_in_the_inbox_until_it_is_accepted_and_then_taken_each_time(folder: StateFolder) -> None:
@@ -149,6 +151,35 @@ def test_what_was_put_off_asks_again_when_its_time_is_over(folder: StateFolder) 
     folder.save_inbox((structs.replace(entry, decided_at=time.time() - 601),))
     assert offered(folder) == "asking"
     assert [row.seconds for row in inbox.rows(folder)] == [0]
+
+
+@pytest.mark.parametrize("wish", ["auto", "never"])
+def test_what_the_preferences_decide_waits_for_nobody_any_more(folder: StateFolder, wish: consent.Wish) -> None:
+    folder.save_preferences(ASK)
+    offered(folder)
+    folder.save_preferences(Preferences(consent=wish))
+    assert offered(folder) == {"auto": "taken", "never": "declined"}[wish]
+    assert folder.inbox() == ()
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_what_was_installed_without_a_connection_cannot_be_declined_any_more(
+    folder: StateFolder, is_told: bool
+) -> None:
+    folder.save_preferences(ASK)
+    offered(folder)
+    decide(folder, "accept")
+    done = messages.State(delivery="d-1", state="done", version="1.0")
+    if is_told:
+        folder.add_report(done)
+    else:
+        folder.put_mark(Mark(offer=OFFER, starts=1))
+    for decision in ("decline", "later"):
+        with pytest.raises(ConflictError, match=r"It is too late: hello 1\.0 is"):
+            decide(folder, decision)
+    assert folder.reports() == ((done,) if is_told else ()), "what the hub is to hear is not overwritten"
+    again = Decide(id=1, delivery="d-1", decision="accept")
+    assert inbox.decide(folder, again, inbox.nothing_is_under_way) is None
 
 
 def test_a_delivery_nobody_knows_is_refused_with_those_that_are_near(folder: StateFolder) -> None:

@@ -13,13 +13,13 @@ from websockets.exceptions import ConnectionClosed
 
 from protocol import messages
 from protocol.errors import ConflictError, ProtocolError, UnknownNameError, UsageError
-from protocol.messages import Decide, Inbox, InboxResult
+from protocol.messages import AnyMessage, Decide, Inbox, InboxResult
 from terminal import cli, inbox
 from terminal.client import ask_here
 from terminal.consent import Preferences
 from terminal.deciding import rate_of, seconds_of
 from terminal.localsocket import local_link
-from terminal.state import StateFolder
+from terminal.state import Mark, StateFolder
 from tests.terminal.scripted import Peer, hub, thing
 from tests.terminal.test_connection import running
 
@@ -79,8 +79,17 @@ def test_decisions_without_an_agent_are_kept_for_the_next_connection(folder: Sta
 def test_all_means_the_whole_inbox(folder: StateFolder, command: Command) -> None:
     asks(folder, "hello", "video")
     document = json.loads(command("decline", "all", "--json")[1])
-    assert document == {"decision": "decline", "deliveries": ["d-1", "d-2"]}
+    assert document == {"decision": "decline", "deliveries": ["d-1", "d-2"], "too_late": []}
     assert command("accept", "all") == (0, "Nothing waits for a decision.\n", "")
+
+
+def test_all_goes_on_where_one_is_too_late_and_says_so(folder: StateFolder, command: Command) -> None:
+    asks(folder, "hello", "video")
+    folder.put_mark(Mark(offer=OFFER, starts=1))  # an agent that was killed was installing it
+    assert command("decline", "all") == (3, "Declined: d-2. Too late: d-1.\n", "")
+    assert command("decline", "all")[:2] == (1, "Too late: d-1.\n")
+    code, _, errors = command("decline", "d-1")
+    assert (code, errors) == (1, "Error: It is too late: hello 1.0 is being installed.\n")
 
 
 def test_a_delivery_that_does_not_wait_is_refused_with_the_near_ones(folder: StateFolder, command: Command) -> None:
@@ -209,6 +218,28 @@ async def test_what_the_hub_wants_no_more_is_said_to_whoever_accepts_it(folder: 
             await ask_here(folder, Decide(id=1, delivery="d-1", decision="accept"))
         await agent.until("withdrawn")
         assert folder.inbox() == ()
+
+
+async def test_accepting_what_is_offered_at_that_moment_or_comes_already_is_no_error(folder: StateFolder) -> None:
+    async def offers(peer: Peer) -> None:
+        await peer.open()
+        await peer.hear(messages.Inventory)
+        assert (await peer.hear(messages.State)).state == "queued"
+        await peer.say(OFFER, messages.Withdraw(delivery="d-1"), OFFER)
+        coming.set()
+        with suppress(ConnectionClosed):
+            heard.append(await peer.hear_any())
+
+    heard: list[AnyMessage] = []
+    coming = asyncio.Event()
+    asks(folder, "hello")
+    async with hub(offers) as url, running(folder, url) as agent:
+        await agent.until("connected")
+        await ask_here(folder, Decide(id=1, delivery="d-1", decision="accept"))
+        await coming.wait()
+        await agent.until("delivery", times=2)
+        await ask_here(folder, Decide(id=1, delivery="d-1", decision="accept"))
+    assert heard == [], "the hub would begin again"
 
 
 async def test_a_new_bandwidth_is_said_by_the_running_agent_at_once(folder: StateFolder) -> None:

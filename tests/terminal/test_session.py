@@ -96,7 +96,7 @@ def waiting() -> tuple[Session, int]:
 
 
 def offer_of(program: str, delivery: str) -> messages.Offer:
-    offer = THING.offer(delivery)
+    offer = THING.offer(delivery, digest=program.encode().ljust(32))
     return structs.replace(offer, installer=structs.replace(offer.installer, program=program))
 
 
@@ -361,6 +361,15 @@ def test_an_offer_for_the_program_that_installs_is_refused_as_busy() -> None:
     assert feed(brain, DONE), "the first goes on"
 
 
+def test_a_file_that_is_being_installed_is_not_received_again_for_another_program() -> None:
+    brain, _ = installing()
+    offer = THING.offer("d-2")
+    other = structs.replace(offer, installer=structs.replace(offer.installer, program="other"))
+    [refused] = says(hear(brain, other))
+    assert isinstance(refused, messages.Refused)
+    assert (refused.reason, refused.detail) == ("busy", "hello is being installed.")
+
+
 def test_while_one_installs_another_program_comes_and_installs_beside_it() -> None:
     brain, serial = installing()
     other = offer_of("other", "d-2")
@@ -478,6 +487,13 @@ def test_a_decision_on_what_is_not_wanted_any_more_is_answered_by_a_withdraw() -
         session.DropReport("d-2", "declined"),
         session.Forget("d-2"),
     ]
+
+
+def test_a_withdraw_that_crosses_a_decision_answers_it_and_leaves_it_in_the_inbox() -> None:
+    brain, _ = fetching()
+    feed(brain, session.Decided(messages.State(delivery="d-1", state="queued", reason="accepted")))
+    assert hear(brain, messages.Withdraw(delivery="d-1")) == [session.Abandon(1, discard=False)]
+    assert (brain._to_tell, brain._told) == ({}, set())
 
 
 def test_accepting_everything_at_once_is_told_in_portions() -> None:

@@ -369,7 +369,7 @@ class TerminalProcess:
             said = inbox.decide(self.machine.folder, decision, connection.is_under_way if connection else _no)
         except LockstepError:
             return  # too late
-        if connection is not None:
+        if connection is not None and said is not None:
             connection.feed(session.Decided(said))
 
 
