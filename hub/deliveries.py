@@ -74,7 +74,8 @@ class Deliveries:
             self._clock.start(kept["seconds"])
             for row in await transaction.rows("under_way_anywhere"):
                 await self._put_back(transaction, row["terminal_id"], 0)
-            await transaction.rows("nobody_is_here", revision=self.next_revision(), now=time.time())
+            changed = await transaction.rows("nobody_is_here", revision=self._revision, now=time.time())
+            self._revision += len(changed)
 
         await self._store.transaction(body)
 
@@ -286,18 +287,19 @@ class Deliveries:
         queued, installing = ("waiting", "") if here else ("offline", "offline")
         await self._give_reason(transaction, terminal, life.State.QUEUED, queued)
         await self._give_reason(transaction, terminal, life.State.INSTALLING, installing)
-        for row in await transaction.rows("initiators_waiting_for", terminal_id=terminal):
-            self._pokes.poke("asked", row["initiator"])
 
     async def _give_reason(self, transaction: Transaction, terminal: str, state: life.State, reason: str) -> None:
-        await transaction.rows(
+        changed = await transaction.rows(
             "give_reason",
             terminal_id=terminal,
             state=state.value,
             reason=reason,
-            revision=self.next_revision(),
+            revision=self._revision,
             now=time.time(),
         )
+        self._revision += len(changed)  # each has its own: an initiator may be told of some now, of the rest later
+        for row in changed:
+            self._pokes.poke("asked", row["initiator"])
 
     async def _put_back(self, transaction: Transaction, terminal: str, connection: int) -> None:
         for row in await transaction.rows("under_way_on", terminal_id=terminal):
@@ -319,6 +321,21 @@ class Deliveries:
         """
         await self._write(transaction, row, move)
         await self._take_along(transaction, row, move)
+        if row["state"] == life.State.INSTALLING and move.state is life.State.QUEUED:
+            await self._give_way(transaction, row)
+
+    async def _give_way(self, transaction: Transaction, row: Row) -> None:
+        """End what comes back from installing where a newer request waited for it: nothing older comes after that."""
+        newer = await transaction.row(
+            "newer_request",
+            terminal_id=row["terminal_id"],
+            position=row["position"],
+            digest=row["digest"],
+            sync_id=row["sync_id"],
+        )
+        if newer is not None:
+            detail = f"A newer request brings {newer['version']}."
+            await self.move(transaction, row, Move(life.State.SUPERSEDED, "newer-request", detail))
 
     async def _take_along(self, transaction: Transaction, row: Row, move: Move) -> None:
         followers = await transaction.rows("followers", delivery_id=row["delivery_id"])

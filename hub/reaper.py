@@ -53,6 +53,8 @@ class Reaper:
                     await self._deliveries.keep_clock()
             except LockstepError as error:
                 log.error("%s", error)  # a full disk: the next look may have room
+            except Exception:
+                log.exception("internal error of the reaper")  # it goes on: without it what is overdue hangs for ever
             await asyncio.sleep(LOOK_EVERY_SECONDS)
 
     async def look(self) -> None:

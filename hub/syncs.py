@@ -130,6 +130,7 @@ class Syncs:
             sync = await _sync_of(transaction, terminal, request.sync)
             rows = _to_undo(await transaction.rows("targets_of_sync", sync_id=request.sync), request)
             targets = [await self._undo_row(transaction, sync["program_id"], row) for row in rows]
+            targets = await self._behind_what_installs(transaction, terminal, sync["program_id"], targets)
             return await self._commit(transaction, terminal, request, sync["program_id"], targets)
 
         return self._accepted(terminal, await self._store.transaction(body))
@@ -239,10 +240,28 @@ class Syncs:
             )
         }
         resolver = Resolver(candidates, files, request.version)
-        return [
-            resolver.row(target, installed.get(target["terminal_id"]), self._reason_to_wait(target))
+        rows = [
+            resolver.row(target, installed.get(target["terminal_id"]), self._reason_to_wait(target["terminal_id"]))
             for target in targets
         ]
+        return await self._behind_what_installs(transaction, terminal, request.program, rows)
+
+    async def _behind_what_installs(
+        self, transaction: Transaction, terminal: Terminal, program: str, rows: list[TargetRow]
+    ) -> list[TargetRow]:
+        """Queue what a target has already, but will not have any more once another installer of it has run there."""
+        found = await transaction.rows("installing_of_program", program_id=program, account_id=terminal.account_id)
+        installing = {row["terminal_id"]: row for row in found}
+
+        def behind(row: TargetRow) -> TargetRow:
+            other = installing.get(row.terminal)
+            if row.state != life.State.SAME or other is None or other["digest"] == row.digest:
+                return row
+            detail = f"It has {row.version}, but {other['version']} is being installed there now; it follows that."
+            reason = self._reason_to_wait(row.terminal)
+            return structs.replace(row, state=life.State.QUEUED.value, reason=reason, detail=detail)
+
+        return [behind(row) for row in rows]
 
     async def _targets(self, transaction: Transaction, terminal: Terminal, request: Plan | Sync) -> list[Row]:
         rows = await transaction.rows("terminals_of_account", account_id=terminal.account_id)
@@ -261,8 +280,8 @@ class Syncs:
             raise UsageError("There is no target.", hint="Name devices, or log in another one.", code="no-target")
         return chosen
 
-    def _reason_to_wait(self, target: Row) -> str:
-        return "waiting" if self._is_receiving(target["terminal_id"]) else "offline"
+    def _reason_to_wait(self, terminal: str) -> str:
+        return "waiting" if self._is_receiving(terminal) else "offline"
 
     async def _undo_row(self, transaction: Transaction, program: str, row: Row) -> TargetRow:
         """Say what undoing does to one target of a sync: its version before is sent, or why not."""
@@ -293,7 +312,7 @@ class Syncs:
                 base, state=life.State.SAME.value, reason="installed", detail=f"It has {before['version']} already."
             )
         detail = f"Version {before['version']} comes back."
-        reason = self._reason_to_wait(row)
+        reason = self._reason_to_wait(row["terminal_id"])
         return structs.replace(base, state=life.State.QUEUED.value, reason=reason, detail=detail)
 
     async def _commit(
@@ -324,7 +343,7 @@ class Syncs:
 
         What has begun to install goes on, and the newer waits for it.
         """
-        if target.state != life.State.QUEUED:
+        if target.state not in (life.State.QUEUED, life.State.SAME):
             return
         for row in await transaction.rows(
             "superseded_by", terminal_id=target.terminal, program_id=program, digest=target.digest
@@ -345,6 +364,7 @@ class Syncs:
             target = structs.replace(target, state=leader["state"], reason=leader["reason"], detail=detail)
         target = structs.replace(target, delivery=new_id("d"))
         revision = self._deliveries.next_revision()
+        expires_at = self._clock.now() + self._delivery_seconds
         await transaction.rows(
             "add_delivery",
             delivery_id=target.delivery,
@@ -360,8 +380,11 @@ class Syncs:
             revision=revision,
             is_final=life.State(target.state) in life.FINAL,
             now=now,
-            expires_at=self._clock.now() + self._delivery_seconds,
-            follows=leader["delivery_id"] if leader is not None else None,
+            expires_at=expires_at,
+            # What follows an installation may outlive its delivery as that one may.
+            deadline_at=leader["deadline_at"] if leader and leader["state"] == life.State.INSTALLING else expires_at,
+            follows=leader["delivery_id"] if leader else None,
+            before_digest=leader["before_digest"] if leader else None,
         )
         return target
 

@@ -124,9 +124,9 @@ VALUES (:sync_id, :account_id, :initiator, :request_key, :program_id, :version, 
 
 -- name: add_delivery
 INSERT INTO deliveries (delivery_id, sync_id, terminal_id, position, digest, state, reason, detail, version, mismatches,
-    revision, is_final, created_at, changed_at, expires_at, deadline_at, follows)
+    revision, is_final, created_at, changed_at, expires_at, deadline_at, follows, before_digest)
 VALUES (:delivery_id, :sync_id, :terminal_id, :position, :digest, :state, :reason, :detail, :version, :mismatches,
-    :revision, :is_final, :now, :now, :expires_at, :expires_at, :follows);
+    :revision, :is_final, :now, :now, :expires_at, :deadline_at, :follows, :before_digest);
 
 -- name: last_revision
 SELECT COALESCE(MAX(revision), 0) AS revision FROM deliveries;
@@ -238,6 +238,18 @@ SELECT d.* FROM deliveries d JOIN syncs s ON s.sync_id = d.sync_id
 WHERE d.terminal_id = :terminal_id AND d.is_final = 0 AND d.state <> 'installing' AND s.program_id = :program_id
     AND d.digest <> :digest;
 
+-- name: newer_request
+SELECT d.version FROM deliveries d JOIN syncs s ON s.sync_id = d.sync_id
+WHERE d.terminal_id = :terminal_id AND d.is_final = 0 AND d.position > :position AND d.digest <> :digest
+    AND s.program_id = (SELECT program_id FROM syncs WHERE sync_id = :sync_id)
+ORDER BY d.position DESC LIMIT 1;
+
+-- name: installing_of_program
+SELECT d.terminal_id, d.digest, d.version
+FROM terminals t CROSS JOIN deliveries d ON d.terminal_id = t.terminal_id AND d.is_final = 0 AND d.state = 'installing'
+JOIN syncs s ON s.sync_id = d.sync_id
+WHERE t.account_id = :account_id AND s.program_id = :program_id;
+
 -- name: under_way_on
 SELECT * FROM deliveries
 WHERE terminal_id = :terminal_id AND is_final = 0 AND state IN ('offered', 'downloading', 'verifying')
@@ -247,20 +259,24 @@ WHERE terminal_id = :terminal_id AND is_final = 0 AND state IN ('offered', 'down
 SELECT * FROM deliveries WHERE terminal_id = :terminal_id AND is_final = 0 AND state = :state AND follows IS NULL;
 
 -- name: give_reason
-UPDATE deliveries SET reason = :reason, revision = :revision, changed_at = :now
-WHERE terminal_id = :terminal_id AND is_final = 0 AND state = :state AND reason <> :reason
-    AND reason IN ('', 'offline', 'waiting', 'quiet-hours');
-
--- name: initiators_waiting_for
-SELECT DISTINCT s.initiator FROM deliveries d JOIN syncs s ON s.sync_id = d.sync_id
-WHERE d.terminal_id = :terminal_id AND d.is_final = 0;
+UPDATE deliveries SET reason = :reason, revision = :revision + changed.number, changed_at = :now
+FROM (
+    SELECT delivery_id, ROW_NUMBER() OVER (ORDER BY position) AS number FROM deliveries
+    WHERE terminal_id = :terminal_id AND is_final = 0 AND state = :state AND reason <> :reason
+        AND reason IN ('', 'offline', 'waiting', 'quiet-hours')) AS changed
+WHERE deliveries.delivery_id = changed.delivery_id
+RETURNING (SELECT initiator FROM syncs WHERE syncs.sync_id = deliveries.sync_id) AS initiator;
 
 -- name: under_way_anywhere
 SELECT DISTINCT terminal_id FROM deliveries WHERE is_final = 0 AND state IN ('offered', 'downloading', 'verifying');
 
 -- name: nobody_is_here
-UPDATE deliveries SET reason = 'offline', revision = :revision, changed_at = :now
-WHERE is_final = 0 AND state IN ('queued', 'installing') AND reason IN ('', 'waiting', 'quiet-hours');
+UPDATE deliveries SET reason = 'offline', revision = :revision + changed.number, changed_at = :now
+FROM (
+    SELECT delivery_id, ROW_NUMBER() OVER (ORDER BY position) AS number FROM deliveries
+    WHERE is_final = 0 AND state IN ('queued', 'installing') AND reason IN ('', 'waiting', 'quiet-hours')) AS changed
+WHERE deliveries.delivery_id = changed.delivery_id
+RETURNING revision;
 
 -- name: history_page
 SELECT s.*, t.name AS initiator_name,

@@ -1,5 +1,6 @@
 """What survives at the hub, against a real database: deadlines, other tries, consent, joining, superseding, undo."""
 
+import asyncio
 import shutil
 import sqlite3
 from pathlib import Path
@@ -14,8 +15,8 @@ from hub.syncs import Accepted
 from protocol import life
 from protocol.errors import RefusedError, UnknownNameError, UsageError
 from protocol.life import State
+from protocol.messages import Plan, Sync, TargetRow, Undo
 from protocol.messages import State as Report
-from protocol.messages import Sync, TargetRow, Undo
 from tests.hub.rooms import add_account, add_terminal, open_rooms, publish, say_inventory
 
 DAY = life.DAY
@@ -202,6 +203,27 @@ async def test_when_quiet_hours_end_everybody_who_is_there_is_looked_after(
         assert await hub.pokes.take() == {("asked", "t-3")}
 
 
+async def test_a_look_that_breaks_is_not_the_reapers_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_rooms(tmp_path) as hub:
+        looks: list[bool] = []
+        goes_on = asyncio.Event()
+
+        async def reap() -> bool:
+            looks.append(True)
+            if len(looks) == 1:
+                raise KeyError("a row nobody expected")
+            goes_on.set()
+            return False
+
+        monkeypatch.setattr(hub.deliveries, "reap", reap)
+        monkeypatch.setattr("hub.reaper.LOOK_EVERY_SECONDS", 0.01)
+        async with Reaper(hub.deliveries, hub.pokes, hub.presence).running(), asyncio.timeout(5):
+            await goes_on.wait()
+        assert "internal error of the reaper" in caplog.text
+
+
 # --- another try --------------------------------------------------------------------------------------------------
 
 
@@ -378,14 +400,80 @@ async def test_in_quiet_hours_nothing_is_offered_and_what_is_there_already_ends_
     async with open_rooms(tmp_path, quiet_hours="00:00-23:59") as hub:
         if hub.deliveries.quiet_seconds() == 0:
             pytest.skip("it is 23:59 on this machine, the one minute of the day that is not quiet here")
-        asks = await add_terminal(hub, await add_account(hub))
+        account = await add_account(hub)
+        asks, initiator = await add_terminal(hub, account), await add_terminal(hub, account, "Initiator")
         published = await publish(hub, tmp_path)
-        accepted = await ask(hub, asks, "k")
+        accepted = await ask(hub, initiator, "k", asks)
+        await say_inventory(hub, asks)
+        await hub.pokes.take()
         assert await claim(hub, asks) is None
         assert (await row_of(hub, asks, accepted)).reason == "quiet-hours"
+        assert await hub.pokes.take() == {("asked", initiator.terminal_id)}
         await say_inventory(hub, asks, published)
         assert await claim(hub, asks) is None
         assert (await row_of(hub, asks, accepted)).state == "same"
+
+
+# --- superseding ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("comes_back_as", ["failed", "never run"])
+async def test_an_installation_that_comes_back_gives_way_to_the_newer_request_behind_it(
+    comes_back_as: str, tmp_path: Path
+) -> None:
+    async with open_rooms(tmp_path) as hub:
+        asks = await add_terminal(hub, await add_account(hub))
+        await publish(hub, tmp_path)
+        newer = await publish(hub, tmp_path, "2.0")
+        older = await ask(hub, asks, "1", version="1.0")
+        follows = await ask(hub, asks, "2", version="1.0")
+        owed = await claimed(hub, asks)
+        await say(hub, asks, owed.delivery, "verifying", "installing")
+        await ask(hub, asks, "3", version="2.0")
+        if comes_back_as == "failed":
+            assert await say(hub, asks, owed.delivery, "failed", reason="disk", attempt=1) == "noted"
+        else:
+            await say_inventory(hub, asks)
+        assert [(await row_of(hub, asks, one)).state for one in (older, follows)] == ["superseded", "superseded"]
+        owed = await claimed(hub, asks)
+        assert owed.digest.hex() == newer.digest
+        await say(hub, asks, owed.delivery, "verifying", "installing", "done")
+        await pass_time(hub, life.HOUR)
+        assert await claim(hub, asks) is None
+
+
+async def test_a_request_for_what_is_there_ends_an_older_one_for_something_else(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        asks = await add_terminal(hub, await add_account(hub))
+        await publish(hub, tmp_path)
+        await install(hub, asks, await publish(hub, tmp_path, "2.0"), "0")
+        older = await ask(hub, asks, "1", version="1.0")
+        assert [row.state for row in (await ask(hub, asks, "2", version="2.0")).targets] == ["same"]
+        row = await row_of(hub, asks, older)
+        assert (row.state, row.reason) == ("superseded", "newer-request")
+        assert await claim(hub, asks) is None
+
+
+@pytest.mark.parametrize("older_ends_as", ["done", "failed"])
+async def test_what_is_there_is_queued_behind_an_installation_that_replaces_it(
+    older_ends_as: str, tmp_path: Path
+) -> None:
+    async with open_rooms(tmp_path) as hub:
+        asks = await add_terminal(hub, await add_account(hub))
+        older = await publish(hub, tmp_path)
+        await install(hub, asks, await publish(hub, tmp_path, "2.0"), "0")
+        await ask(hub, asks, "1", version="1.0")
+        delivery = (await claimed(hub, asks)).delivery
+        await say(hub, asks, delivery, "verifying", "installing")
+        plan = await hub.syncs.plan(asks, Plan(id=1, program="hello", targets=(asks.terminal_id,), version="2.0"))
+        accepted = await ask(hub, asks, "2", version="2.0")
+        assert [row.state for row in (*plan, *accepted.targets)] == ["queued", "queued"]
+        if older_ends_as == "done":
+            await say_inventory(hub, asks, older, first=False)
+        await say(hub, asks, delivery, older_ends_as, reason="wrong-digest")
+        owed = await claim(hub, asks)
+        assert (owed is not None) == (older_ends_as == "done")
+        assert (await row_of(hub, asks, accepted)).state == ("offered" if older_ends_as == "done" else "same")
 
 
 # --- joining ------------------------------------------------------------------------------------------------------
@@ -465,6 +553,33 @@ async def test_what_followed_can_be_undone_too(tmp_path: Path) -> None:
         await say(hub, asks, (await claimed(hub, asks)).delivery, "verifying", "installing", "done")
         await say_inventory(hub, asks, newer, first=False)
         assert [row.version for row in (await undo(hub, asks, follows.sync)).targets] == ["1.0"]
+
+
+async def test_what_joins_a_transfer_under_way_can_be_undone_too(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        asks = await add_terminal(hub, await add_account(hub))
+        older, newer = await publish(hub, tmp_path), await publish(hub, tmp_path, "2.0")
+        await install(hub, asks, older, "1")
+        await ask(hub, asks, "leads")
+        owed = await claimed(hub, asks)
+        joins = await ask(hub, asks, "joins")
+        await say(hub, asks, owed.delivery, "verifying", "installing", "done")
+        await say_inventory(hub, asks, newer, first=False)
+        assert [row.version for row in (await undo(hub, asks, joins.sync)).targets] == ["1.0"]
+
+
+async def test_what_joins_an_installation_may_outlive_its_delivery_as_that_one_may(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path, delivery_seconds=1_000) as hub:
+        asks = await add_terminal(hub, await add_account(hub))
+        await publish(hub, tmp_path)
+        await ask(hub, asks, "leads")
+        delivery = (await claimed(hub, asks)).delivery
+        await say(hub, asks, delivery, "verifying", "installing")
+        joins = await ask(hub, asks, "joins")
+        await pass_time(hub, 1_500)
+        assert (await row_of(hub, asks, joins)).state == "installing"
+        await say(hub, asks, delivery, "done")
+        assert (await row_of(hub, asks, joins)).state == "done"
 
 
 async def test_a_follower_can_be_cancelled_by_itself(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from msgspec import structs
 
 from hub.app import Hub
 from hub.records import Owed, Terminal
+from hub.syncs import SYNCS_TOLD_AT_ONCE
 from protocol import life
 from protocol.errors import UnknownNameError, UsageError
 from protocol.life import Mover, State
@@ -251,6 +252,32 @@ async def test_changes_come_a_few_syncs_at_a_time_and_none_is_left_out(tmp_path:
             told |= set(changes.targets)
             since, more = changes.revision, changes.more
         assert told == expected
+
+
+async def test_a_device_that_comes_or_goes_is_told_of_for_every_sync_however_many(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        account = await add_account(hub)
+        asks, away = await add_terminal(hub, account, "Asks"), await add_terminal(hub, account, "Away")
+        syncs = SYNCS_TOLD_AT_ONCE + 3
+        for number in range(syncs):
+            await publish(hub, tmp_path, program=f"p{number}")
+            await hub.syncs.accept(asks, sync_to(away, key=f"k{number}", program=f"p{number}"))
+
+        async def told(since: int) -> tuple[list[str], int]:
+            reasons, more = [], True
+            while more:
+                changes = await hub.syncs.changes(asks.terminal_id, since)
+                reasons += [row.reason for rows in changes.targets.values() for row in rows]
+                since, more = changes.revision, changes.more
+            return reasons, since
+
+        _, since = await told(0)
+        await say_inventory(hub, away)
+        reasons, since = await told(since)
+        assert reasons == ["waiting"] * syncs
+        await hub.deliveries.start()  # as after a restart of the hub
+        reasons, _ = await told(since)
+        assert reasons == ["offline"] * syncs
 
 
 STATES = [state.value for state in State] + ["nonsense"]
