@@ -194,7 +194,9 @@ class Agent:
 
     async def _answer(self, request: LocalRequest) -> AnyMessage:
         self._look_again()
-        return await (self._connection.answer(request) if self._connection else answer_alone(self._folder, request))
+        if self._connection is not None:
+            return await self._connection.answer(request)
+        return await answer_alone(self._folder, request, self.installations.is_under_way)
 
     def _look_again(self) -> None:
         """Act on preferences that were changed meanwhile; most are read when there is an offer."""

@@ -387,8 +387,9 @@ def _check(asked: Message) -> None:
 
 def _keep(folder: StateFolder, identity: Identity, device: DeviceInfo) -> None:
     before = folder.identity() if folder.has_identity() else None
-    if before is not None and (before.terminal, before.url) != (identity.terminal, identity.url):
+    if before is not None and (before.terminal, before.hub_key) != (identity.terminal, identity.hub_key):
         folder.clear_reports()
+        folder.save_inbox(())
     folder.save_device(device)
     folder.save_identity(identity)
 

@@ -116,11 +116,13 @@ def nothing_is_under_way(_delivery: str) -> bool:
     return False
 
 
-async def answer_alone(folder: StateFolder, request: LocalRequest) -> AnyMessage:
+async def answer_alone(
+    folder: StateFolder, request: LocalRequest, is_under_way: Callable[[str], bool] = nothing_is_under_way
+) -> AnyMessage:
     """Return the answer to a local request where there is no connection that takes offers. Raises as `decide`."""
     if isinstance(request, Inbox):
         return InboxResult(re=request.id, rows=rows(folder))
-    decide(folder, request, nothing_is_under_way)
+    decide(folder, request, is_under_way)
     return Done(re=request.id)
 
 

@@ -51,6 +51,10 @@ class Installations:
         """What installs now, or may: also what a process before this one began and nobody has settled yet."""
         return tuple(self._running.values())
 
+    def is_under_way(self, delivery: str) -> bool:
+        """Return whether the delivery installs, or is about to."""
+        return delivery in self._running
+
     def settle(self) -> None:
         """Begin to ask the system how each installation ended that a crash interrupted. Raises BadFileError.
 

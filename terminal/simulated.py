@@ -318,7 +318,9 @@ class SimulatedDevice:
 
     async def answer(self, request: LocalRequest) -> AnyMessage:
         """Answer as the person at this device: what waits, and what they decide. Raises as `Connection.answer`."""
-        return await (self.connection.answer(request) if self.connection else answer_alone(self.folder, request))
+        if self.connection is not None:
+            return await self.connection.answer(request)
+        return await answer_alone(self.folder, request, self.installations.is_under_way)
 
     def installed_file(self, package_name: str) -> Path | None:
         """Return the file that is installed as `package_name`, or None."""

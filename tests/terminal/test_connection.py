@@ -27,10 +27,11 @@ from protocol.errors import (
 )
 from protocol.messages import InstalledProgram, TargetRow
 from terminal import agent as agent_module
-from terminal import session
+from terminal import inbox, session
 from terminal.agent import back_off, run_agent, wait_seconds
 from terminal.client import enrol, open_client
 from terminal.connection import Connection, address_of, connected, login_of
+from terminal.consent import Preferences
 from terminal.dialling import dial, parse_address, show_url
 from terminal.installing import Installations
 from terminal.link import error_of, unix_path
@@ -203,6 +204,25 @@ async def test_enrolling_keeps_who_this_is_and_repeats_with_the_same_keys(folder
     assert proofs[0].device_key == proofs[1].device_key == keys.SigningKey(identity.device_seed).public
     assert proofs[0].port == int(url.rpartition(":")[2])
     assert not folder.is_locked()
+
+
+@pytest.mark.parametrize("is_another", [False, True])
+async def test_what_is_to_be_said_is_kept_for_the_same_hub_at_another_address_and_not_for_another_hub(
+    folder: StateFolder, is_another: bool
+) -> None:
+    async def enrols(peer: Peer) -> None:
+        assert isinstance(await peer.open(), messages.Enrol)
+        await hang_up(peer)
+
+    before = identity_at("ws://127.0.0.1:1")
+    folder.save_identity(structs.replace(before, hub_key=b"o" * 32) if is_another else before)
+    report = messages.State(delivery="d-1", state="done", version="1.0")
+    folder.add_report(report)
+    folder.save_preferences(Preferences(consent="ask"))
+    assert inbox.consider(folder, THING.offer("d-2"), lambda _kind, _sentence: None)
+    async with hub(enrols) as url:
+        await enrol(folder, url, account="ada", password="secret", name="TV", device=DEVICE, replace=True)
+    assert (folder.reports(), len(folder.inbox())) == (((), 0) if is_another else ((report,), 1))
 
 
 async def test_a_wrong_password_is_refused_in_the_hubs_words(folder: StateFolder) -> None:

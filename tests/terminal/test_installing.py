@@ -12,8 +12,9 @@ import pytest
 from msgspec import structs
 
 from protocol import messages
-from protocol.errors import RefusedError, UnavailableError
-from terminal import session
+from protocol.errors import ConflictError, RefusedError, UnavailableError
+from terminal import inbox, session
+from terminal.consent import Preferences
 from terminal.downloads import Download, tidy
 from terminal.installing import STARTS, Installations
 from terminal.session import InstallEnded
@@ -203,6 +204,26 @@ async def test_a_full_disk_that_cannot_keep_the_mark_is_said_to_the_hub(
     [ended] = await desk.install()
     assert ended.report is not None
     assert (ended.report.reason, desk.runner.tasks) == ("no-space", [])
+
+
+async def test_what_is_about_to_be_installed_cannot_be_declined_without_a_connection(folder: StateFolder) -> None:
+    class Waits(NoteTaker):
+        async def installed_version(self, package_name: str) -> str | None:
+            await goes_on.wait()  # for another installation: there is no mark yet
+            return None
+
+    goes_on = asyncio.Event()
+    desk = Desk(folder, Waits())
+    folder.save_preferences(Preferences(consent="ask"))
+    assert inbox.consider(folder, OFFER, lambda _kind, _sentence: None)
+    desk.installations.install(OFFER)
+    await asyncio.sleep(0)
+    assert folder.marks() == ()
+    decline = messages.Decide(id=1, delivery="d-1", decision="decline")
+    with pytest.raises(ConflictError, match="being received"):
+        await inbox.answer_alone(folder, decline, desk.installations.is_under_way)
+    goes_on.set()
+    assert await desk.installations.wait(10)
 
 
 async def test_a_tool_that_is_busy_for_too_long_fails_only_this_try(folder: StateFolder) -> None:
