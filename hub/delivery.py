@@ -21,6 +21,7 @@ class Delivery:
         self._counted_bytes = 0
         self.is_broken = False
         self.done_bytes = 0
+        self.sent_at = 0.0  # when the last page or frame was handed to the socket
 
     @property
     def sent_bytes(self) -> int:
@@ -84,6 +85,7 @@ class Delivery:
         due = None if self.is_broken else self._sender.next(now, largest_bytes)
         if due is None:
             return None
+        self.sent_at = now
         if isinstance(due, PageDue):
             page = self._pack.manifest.page(due.page)
             return codec.encode(ManifestPage(object=self._pack.digest, page=due.page, entries=page))

@@ -8,7 +8,8 @@ requests are answered one by one; a receiving terminal that has sent its invento
 transfer at a time; and an initiator is told what changed in its syncs, at most twice a second.
 
 A transfer is over when its delivery installs, waits for a person, or ends: then the next is claimed. Until then it has
-the deadlines of `protocol.life`, which every sign of progress sets anew; missing one counts as a failed try.
+the deadlines of `protocol.life`, which every sign of progress sets anew, and all that the hub sends of it: missing one
+counts as a failed try of the terminal, however slow the hub is.
 """
 
 from typing import Final, TypeAlias
@@ -134,7 +135,12 @@ class Stopping(Struct, frozen=True):
 
 
 class Ticked(Struct, frozen=True):
-    """The session's deadline has come."""
+    """The session's deadline has come.
+
+    `sent_at`: when the running transfer last sent something; now while the hub itself holds back what may go.
+    """
+
+    sent_at: float = 0.0
 
 
 Event: TypeAlias = (
@@ -375,8 +381,8 @@ class Session:
                 return []
             case ChangesRead(changes):
                 return self._tell_changes(changes, now)
-            case Ticked():
-                return self._tick(now)
+            case Ticked(sent_at):
+                return self._tick(sent_at, now)
             case Replaced():
                 return [self._error("replaced", "This terminal has logged in on a newer connection."), _replaced()]
             case Stopping():
@@ -622,11 +628,14 @@ class Session:
 
     # --- telling an initiator -------------------------------------------------------------------------------------
 
-    def _tick(self, now: float) -> list[Action]:
+    def _tick(self, sent_at: float, now: float) -> list[Action]:
         if not self.is_open:
             return [Close(CLOSE_REFUSED, "")] if now >= self._login_by else []
         if self._overdue and self._current and now >= self._overdue_at:
-            return self._give_up(self._current.delivery, self._overdue.reason, self._overdue.detail)
+            # A terminal cannot go on with what the hub has not sent: limits and others' turns are not its fault.
+            self._overdue_at = max(self._overdue_at, sent_at + self._overdue.seconds)
+            if now >= self._overdue_at:
+                return self._give_up(self._current.delivery, self._overdue.reason, self._overdue.detail)
         if self._changes_due and now >= self._changes_after:
             self._changes_due = False
             self._changes_after = now + limits.SYNC_UPDATES_EVERY_SECONDS

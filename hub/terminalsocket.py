@@ -233,7 +233,15 @@ class TerminalSocket:
             async with asyncio.timeout_at(deadline):
                 return await self._inbox.get()
         except TimeoutError:
-            return brain.Ticked()
+            return brain.Ticked(self._sent_at)
+
+    @property
+    def _sent_at(self) -> float:
+        """When the running transfer last sent something: now while this hub holds back what may go."""
+        if self._delivery is None:
+            return 0.0
+        holds_back = self._delivery.next_bytes(self._largest_frame_bytes) > 0
+        return self._loop.time() if holds_back else self._delivery.sent_at
 
     async def _write(self) -> None:
         while True:

@@ -5,11 +5,13 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from protocol import limits, messages
+from protocol.life import DEADLINES, State
 from tests.chaos.storm import storm
 from tests.harness.fleets import until
 from tests.harness.hubs import PASSWORD, RunningHub, running_hub
@@ -192,6 +194,25 @@ async def test_a_bandwidth_limit_holds_and_never_holds_an_answer_back(whose: str
                 await taking
                 seconds = time.monotonic() - began
     assert size / rate - 0.6 < seconds < 2 * size / rate + 2
+
+
+@pytest.mark.parametrize("whose", ["bandwidth_bytes_per_second", "terminal_bandwidth_bytes_per_second"])
+async def test_a_terminal_fails_no_try_because_the_hub_holds_frames_back(
+    whose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for state in (State.OFFERED, State.DOWNLOADING):
+        monkeypatch.setitem(DEADLINES, state, replace(DEADLINES[state], seconds=0.1))
+    async with running_hub(tmp_path, **{whose: 160_000}) as hub:  # a frame every quarter of a second
+        await prepared(hub, tmp_path, 200_000)
+        async with raw_terminal(hub) as target:
+            await target.enrol("ada")
+            async with raw_terminal(hub, like=target) as receives:
+                await receives.login()
+                async with asyncio.timeout(10):
+                    offer = await begin_transfer(receives, receives)
+                    await take_frames(receives, offer)
+                await receives.say(messages.State(delivery=offer.delivery, state="verifying"))
+                assert (await receives.hear(messages.Noted)).state == "verifying"
 
 
 async def test_terminals_come_back_after_their_hub_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

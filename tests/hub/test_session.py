@@ -436,6 +436,17 @@ def test_progress_sets_the_deadline_anew() -> None:
     assert session.deadline == 250.0 + life.DEADLINES[life.State.DOWNLOADING].seconds
 
 
+def test_what_the_hub_itself_sends_late_sets_the_deadline_anew() -> None:
+    session = serving()
+    hear(session, messages.Want(delivery="d-1", runs=(Run(0, 2),)), now=10.0)
+    seconds = life.DEADLINES[life.State.DOWNLOADING].seconds
+    held_back_until = 10.0 + seconds
+    actions = feed(session, brain.Ticked(sent_at=held_back_until), now=held_back_until)
+    assert not any(isinstance(action, brain.Report) for action in actions)
+    actions = feed(session, brain.Ticked(sent_at=held_back_until), now=held_back_until + seconds)
+    assert brain.StopTransfer() in actions
+
+
 def test_a_poke_that_crosses_a_look_up_is_not_lost() -> None:
     session = opened()
     hear(session, messages.Inventory(programs=()))
