@@ -75,12 +75,14 @@ _HUB_ENDS: Final = {
 # From each state: the states it may move to, and who moves it there. `QUEUED` is where a delivery returns to when its
 # terminal goes away, when a cause of failure may pass, and when a person has agreed. A terminal begins to install only
 # when the hub has written `INSTALLING`, so what is not `INSTALLING` here can be ended here. A report, good or bad, is
-# kept on the terminal's disk: after a reconnect it meets the delivery `QUEUED`, or already `OFFERED`.
+# kept on the terminal's disk: after a reconnect it meets the delivery `QUEUED`, or already `OFFERED`. So does what a
+# person decides while others of the inbox come.
 MOVES: Final[dict[State, dict[State, Mover]]] = {
     State.QUEUED: {
         State.OFFERED: Mover.HUB,
         State.SAME: Mover.HUB,
         State.NO_MATCH: Mover.HUB,
+        State.POSTPONED: Mover.TERMINAL,
         State.DONE: Mover.TERMINAL,
         State.DECLINED: Mover.TERMINAL,
         State.FAILED: _BOTH,

@@ -72,11 +72,15 @@ def _announce(offer: Offer, on_event: OnEvent) -> None:
 
 
 def _with(entries: tuple[InboxEntry, ...], entry: InboxEntry) -> tuple[InboxEntry, ...]:
-    """Put `entry` in place of one of its delivery or program. Past the bound the oldest goes: it is offered again."""
+    """Put `entry` in place of one of its delivery or program. Past the bound the oldest goes: it is offered again.
+
+    What was accepted and never came goes with time. What a person can see stays: the calendar may have been stepped.
+    """
     row = entry.row
     others = (one for one in entries if row.delivery != one.row.delivery and row.program != one.row.program)
     youngest = time.time() - life.DELIVERY_SECONDS
-    return (*(one for one in others if one.row.since >= youngest), entry)[-limits.INBOX_ROWS :]
+    kept = (one for one in others if one.decision != "accept" or one.row.since >= youngest)
+    return (*kept, entry)[-limits.INBOX_ROWS :]
 
 
 def forget(folder: StateFolder, delivery: str, on_event: OnEvent = _say_nothing) -> None:
@@ -103,12 +107,15 @@ def rows(folder: StateFolder) -> tuple[InboxRow, ...]:
 
 
 def decided_unheard(entries: tuple[InboxEntry, ...]) -> tuple[messages.State, ...]:
-    """Return the acceptances the hub has to hear after a login: it was told to put these off, so it will not ask."""
-    return tuple(
-        consent.accepted(one.row.delivery)
-        for one in entries
-        if one.decision == "accept" and one.told == life.State.POSTPONED
-    )
+    """Return what the hub has to hear after a login: it was told to put these off, for too long perhaps, or no more."""
+    now = time.time()
+    unheard = []
+    for one in entries:
+        if one.decision == "accept" and one.told == life.State.POSTPONED:
+            unheard.append(consent.accepted(one.row.delivery))
+        elif one.decision == "later" and (left := one.seconds_left(now)):
+            unheard.append(consent.postponed(one.row.delivery, left, "by-person"))
+    return tuple(unheard)
 
 
 def nothing_is_under_way(_delivery: str) -> bool:

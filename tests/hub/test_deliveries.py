@@ -371,6 +371,21 @@ async def test_what_is_put_off_is_offered_again_when_its_time_has_come(tmp_path:
         assert (await claimed(hub, asks)).delivery == delivery
 
 
+async def test_what_waits_its_turn_to_be_offered_again_can_be_put_off(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        asks = await add_terminal(hub, await add_account(hub))
+        await publish(hub, tmp_path)
+        accepted = await ask(hub, asks, "k")
+        delivery = (await claimed(hub, asks)).delivery
+        await say(hub, asks, delivery, "asking")
+        await say_inventory(hub, asks)  # it came back, and something else comes first
+        assert (await row_of(hub, asks, accepted)).state == "queued"
+        assert await say(hub, asks, delivery, "postponed", seconds=60.0) == "noted"
+        assert await claim(hub, asks) is None
+        await pass_time(hub, 61)
+        assert (await claimed(hub, asks)).delivery == delivery
+
+
 async def test_what_waits_for_a_person_is_offered_again_at_each_login(tmp_path: Path) -> None:
     async with open_rooms(tmp_path) as hub:
         asks = await add_terminal(hub, await add_account(hub))

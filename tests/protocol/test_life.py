@@ -60,8 +60,9 @@ def test_the_terminal_says_that_it_installs_only_after_it_has_verified() -> None
 
 
 @pytest.mark.parametrize("met", [State.QUEUED, State.OFFERED, State.ASKING, State.POSTPONED])
-def test_a_person_can_decline_whatever_does_not_come_yet(met: State) -> None:
+def test_a_person_can_decline_or_put_off_whatever_does_not_come_yet(met: State) -> None:
     assert life.may_move(met, State.DECLINED, Mover.TERMINAL)
+    assert life.may_move(met, State.POSTPONED, Mover.TERMINAL)
 
 
 def test_a_cause_that_can_pass_is_tried_again_a_few_times_and_any_other_is_not() -> None:

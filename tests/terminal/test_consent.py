@@ -143,6 +143,29 @@ def test_what_is_put_off_stays_in_the_inbox_and_can_be_accepted_before_its_time(
     assert offered(folder) == "taken"
 
 
+def test_what_is_put_off_for_less_while_the_hub_is_away_is_said_after_the_login(folder: StateFolder) -> None:
+    folder.save_preferences(ASK)
+    offered(folder)
+    decide(folder, "later", 7_200)
+    decide(folder, "later", 600)
+    [said] = inbox.decided_unheard(folder.inbox())
+    assert said.state == "postponed"
+    assert 500 < said.seconds <= 600
+
+
+def test_a_calendar_that_is_stepped_takes_nothing_out_of_the_inbox_that_a_person_can_see(folder: StateFolder) -> None:
+    folder.save_preferences(ASK)
+    offered(folder)
+    [entry] = folder.inbox()
+    at_first = structs.replace(entry, row=structs.replace(entry.row, since=0.0))  # a clock without a battery
+    folder.save_inbox((at_first,))
+    offered(folder, 2, "video")
+    assert [row.delivery for row in inbox.rows(folder)] == ["d-1", "d-2"]
+    folder.save_inbox((structs.replace(at_first, decision="accept"),))
+    offered(folder, 2, "video")
+    assert [entry.row.delivery for entry in folder.inbox()] == ["d-2"]
+
+
 def test_what_was_put_off_asks_again_when_its_time_is_over(folder: StateFolder) -> None:
     folder.save_preferences(ASK)
     offered(folder)
