@@ -29,6 +29,10 @@ POSTPONED_LEAST_SECONDS: Final = 1.0
 _ENDS_ALONE: Final = frozenset({life.State.CANCELLED, life.State.EXPIRED, life.State.DENIED})
 
 
+# These have no deadline but the whole delivery's, which a hub may set to other than `life.DELIVERY_SECONDS`.
+_WAITS_AS_LONG_AS_WANTED: Final = frozenset({life.State.QUEUED, life.State.POSTPONED})
+
+
 class Move(Struct, frozen=True):
     """Where a delivery is moved, why, and what else is written with it.
 
@@ -413,7 +417,7 @@ def _reported_move(row: Row, report: State, connection: int, sent: int) -> Move:
 def _deadline_at(state: life.State, expires_at: float, hub_now: float) -> float:
     """Return by when (hub time) the delivery must have left `state`; only an installation may outlive the delivery."""
     deadline = life.DEADLINES.get(state)
-    if deadline is None or deadline.keeper is life.Keeper.SESSION:
+    if deadline is None or deadline.keeper is life.Keeper.SESSION or state in _WAITS_AS_LONG_AS_WANTED:
         return expires_at
     if state is life.State.INSTALLING:
         return hub_now + deadline.seconds

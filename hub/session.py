@@ -92,11 +92,12 @@ class Claimed(Struct, frozen=True):
 
 
 class TransferBroken(Struct, frozen=True):
-    """The hub cannot read what it is to send."""
+    """The hub cannot read what it is to send; `offered` says whether the terminal has heard of it."""
 
     delivery: str
     code: str
     text: str
+    offered: bool = True
 
 
 class LiveChecked(Struct, frozen=True):
@@ -535,23 +536,23 @@ class Session:
                 self._offered.add(owed.delivery)
                 self._set_deadline(life.State.OFFERED, now)
                 return [StartTransfer(owed)]
-            case TransferBroken(delivery, code, text):
-                return self._give_up(delivery, code, text)
+            case TransferBroken(delivery, code, text, offered):
+                return self._give_up(delivery, code, text, offered=offered)
             case LiveChecked(gone):
                 return self._live_checked(gone)
             case Reported(state, answer):
                 return self._reported(state, answer, now)
 
-    def _give_up(self, delivery: str, reason: str, detail: str) -> list[Action]:
-        """End the try that is under way from this side."""
+    def _give_up(self, delivery: str, reason: str, detail: str, *, offered: bool = True) -> list[Action]:
+        """End the try that is under way from this side.
+
+        What was not offered is not withdrawn: the terminal would forget what a person there has agreed to.
+        """
         if not self._is_current(delivery):
             return []  # it has ended meanwhile
         self._overdue = None
-        return [
-            StopTransfer(),
-            self._send(messages.Withdraw(delivery=delivery)),
-            Report(_failed(delivery, reason, detail)),
-        ]
+        withdraw = [self._send(messages.Withdraw(delivery=delivery))] if offered else []
+        return [StopTransfer(), *withdraw, Report(_failed(delivery, reason, detail))]
 
     def _live_checked(self, gone: tuple[str, ...]) -> list[Action]:
         self._busy_looking = False

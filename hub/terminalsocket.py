@@ -529,7 +529,7 @@ class TerminalSocket:
             self._delivery = Delivery(owed, self._services.objects.open(owed.digest))
         except LockstepError as error:
             log.error("%s", error)
-            return brain.TransferBroken(owed.delivery, error.code, error.message)
+            return brain.TransferBroken(owed.delivery, error.code, error.message, offered=False)
         self.queue(codec.encode(self._delivery.offer()))
         return None
 

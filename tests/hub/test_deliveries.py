@@ -116,6 +116,22 @@ async def test_a_delivery_as_a_whole_has_its_days_however_often_it_is_tried(tmp_
         assert (await row_of(hub, asks, accepted)).state == "expired"
 
 
+@pytest.mark.parametrize("said", ["", "postponed"])
+async def test_a_hub_that_gives_deliveries_longer_gives_it_to_what_was_begun_too(said: str, tmp_path: Path) -> None:
+    async with open_rooms(tmp_path, delivery_seconds=90 * int(DAY)) as hub:
+        asks = await add_terminal(hub, await add_account(hub))
+        await publish(hub, tmp_path)
+        accepted = await ask(hub, asks, "k")
+        owed = await claimed(hub, asks)
+        if said:
+            await say(hub, asks, owed.delivery, said, seconds=30 * DAY)
+        await hub.deliveries.terminal_left(asks.terminal_id, asks.connection)
+        await pass_time(hub, 31 * DAY)
+        assert (await row_of(hub, asks, accepted)).state == "queued"
+        await pass_time(hub, 59 * DAY)
+        assert (await row_of(hub, asks, accepted)).state == "expired"
+
+
 async def test_time_the_hub_was_down_does_not_count_and_what_it_ran_does(tmp_path: Path) -> None:
     async with open_rooms(tmp_path) as hub:
         asks = await add_terminal(hub, await add_account(hub))

@@ -492,6 +492,14 @@ def test_an_object_the_hub_cannot_read_is_withdrawn_and_fails() -> None:
     assert feed(session, brain.TransferBroken("d-0", "damaged-object", "Truncated.")) == [], "that one has ended"
 
 
+def test_an_object_that_cannot_even_be_opened_is_not_withdrawn_for_the_terminal_knows_nothing_of_it() -> None:
+    session = serving()
+    assert feed(session, brain.TransferBroken("d-1", "damaged-object", "It is gone.", offered=False)) == [
+        brain.StopTransfer(),
+        brain.Report(report("failed", reason="damaged-object", detail="It is gone.")),
+    ]
+
+
 def test_a_want_out_of_range_is_a_violation() -> None:
     session = serving()
     hear(session, messages.Want(delivery="d-1", runs=(Run(0, 9),)))
