@@ -19,7 +19,7 @@ from terminal.inbox import answer_alone
 from terminal.installers import Runner
 from terminal.installing import Installations, OnEvent
 from terminal.localsocket import LocalSocket
-from terminal.state import StateFolder
+from terminal.state import StateFolder, despite_full_disk
 
 STEADY_SECONDS: Final = 60.0
 LOOK_AGAIN_SECONDS: Final = 1.0
@@ -166,12 +166,13 @@ class Agent:
                 task.cancel()
 
     def _remember(self, welcome: messages.Welcome) -> None:
-        renamed = structs.replace(self._folder.identity(), name=welcome.name)
-        if renamed != self._folder.identity():
-            self._folder.save_identity(renamed)
         self._identity = structs.replace(self._identity, name=welcome.name)
-        if self._device != self._folder.device():
-            self._folder.save_device(self._device)
+        renamed = structs.replace(self._folder.identity(), name=welcome.name)
+        with despite_full_disk():  # both are copies, and without a connection nobody would hear of the full disk
+            if renamed != self._folder.identity():
+                self._folder.save_identity(renamed)
+            if self._device != self._folder.device():
+                self._folder.save_device(self._device)
 
     async def _wait(self, delay_seconds: float, error: LockstepError, stop: asyncio.Event) -> None:
         self._why_away = error

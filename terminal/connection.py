@@ -251,9 +251,13 @@ async def connected(
     (try again), RefusedError (do not) and ProtocolError.
     """
     socket = await dial(address, socket_class)
-    connection = Connection(
-        socket, address, opening, folder, installations or Installations(folder, {}, on_event), on_event
-    )
+    try:
+        connection = Connection(
+            socket, address, opening, folder, installations or Installations(folder, {}, on_event), on_event
+        )
+    except LockstepError:  # a damaged file
+        socket.transport.abort()
+        raise
     try:
         await connection.open()
         yield connection

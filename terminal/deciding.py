@@ -82,6 +82,7 @@ async def _decide(
 ) -> int:
     from protocol.messages import Decide
     from terminal.client import ask_here
+    from terminal.tables import printable
 
     folder = place.folder()
     chosen = [row.delivery for row in await _rows(folder)] if delivery == ALL else [delivery]
@@ -97,7 +98,7 @@ async def _decide(
     outcomes = {_WORDS[decision]: decided, "Too late": too_late}
     words = " ".join(f"{word}: {', '.join(some)}." for word, some in outcomes.items() if some)
     answer = {"decision": decision, "deliveries": decided, "too_late": too_late}
-    place.show(answer, words or "Nothing waits for a decision.")
+    place.show(answer, printable(words) or "Nothing waits for a decision.")
     return decisions_exit_code(len(decided), len(too_late))
 
 
