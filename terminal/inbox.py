@@ -47,10 +47,18 @@ def consider(folder: StateFolder, offer: Offer, on_event: OnEvent) -> messages.S
         if entry is not None and (said is not None or entry.decision != "accept"):
             forget(folder, offer.delivery)  # the preferences, or the end of the quiet hours, have decided
         return said
+    if said.reason == "quiet-hours":
+        said = until_the_time_of_day(said, now)
     if said.state == life.State.ASKING:
         _announce(offer, on_event)
     folder.save_inbox(_with(entries, _entry_after(entry or consent.entry_of(offer, now), said, now)))
     return said
+
+
+def until_the_time_of_day(said: messages.State, now: float) -> messages.State:
+    """Mend for how long the quiet hours last where summer time begins or ends before them."""
+    here, there = (time.localtime(at).tm_gmtoff for at in (now, now + said.seconds))
+    return structs.replace(said, seconds=max(said.seconds - (there - here), 1.0))
 
 
 def _entry_after(entry: InboxEntry, said: messages.State, now: float) -> InboxEntry:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,21 @@ def test_nothing_begins_in_quiet_hours_unless_a_person_accepted_it(
 )
 def test_what_is_put_off_never_waits_longer_than_was_asked_whatever_the_clock_does(clock: float, left: float) -> None:
     assert decided("later", 600).seconds_left(NOW + clock) == left
+
+
+@pytest.mark.parametrize(("day", "hours"), [("03-28", 5.5), ("03-29", 4.5), ("10-25", 6.5), ("10-26", 5.5)])
+def test_quiet_hours_end_at_their_time_of_the_day_when_summer_time_begins_or_ends(
+    monkeypatch: pytest.MonkeyPatch, day: str, hours: float
+) -> None:
+    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+    time.tzset()
+    try:
+        now = datetime.fromisoformat(f"2026-{day}T01:00").timestamp()
+        said = inbox.until_the_time_of_day(consent.postponed("d-1", 5.5 * 3_600, "quiet-hours"), now)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert said.seconds == hours * 3_600
 
 
 # --- the inbox on the disk --------------------------------------------------------------------------------------------
