@@ -105,7 +105,11 @@ class Store:
     @classmethod
     async def open(cls, path: Path) -> "Store":
         """Open or create the database at `path`. Raises UnavailableError for a newer schema or an unreadable file."""
-        connection = await aiosqlite.connect(path, isolation_level=None)
+        try:
+            sqlite3.connect(path).close()  # aiosqlite leaves its thread behind where this fails
+            connection = await aiosqlite.connect(path, isolation_level=None)
+        except sqlite3.Error as error:
+            raise _cannot_use(path, error) from None
         try:
             connection.row_factory = sqlite3.Row
             for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
@@ -113,7 +117,7 @@ class Store:
             await _migrate(connection, path)
         except sqlite3.DatabaseError as error:
             await connection.close()
-            raise UnavailableError(f"The database {path} cannot be used: {error}.") from None
+            raise _cannot_use(path, error) from None
         except BaseException:
             await connection.close()
             raise
@@ -236,6 +240,10 @@ class Store:
             self.fail(f"its database: {error}")
             return _disk_failed(self._failure)
         return _could_not_write(error)
+
+
+def _cannot_use(path: Path, error: sqlite3.Error) -> UnavailableError:
+    return UnavailableError(f"The database {path} cannot be used: {error}.")
 
 
 def _could_not_write(error: Exception) -> UnavailableError:

@@ -152,6 +152,12 @@ async def stored_numbers(path: Path) -> set[int]:
     return found
 
 
+async def test_a_database_that_cannot_be_opened_is_told_in_words(tmp_path: Path) -> None:
+    (tmp_path / "hub.db").mkdir()
+    with pytest.raises(UnavailableError, match="cannot be used: unable to open"):
+        await Store.open(tmp_path / "hub.db")
+
+
 async def test_a_kill_right_after_an_acknowledgement_loses_nothing(tmp_path: Path) -> None:
     path = tmp_path / "hub.db"
     writer = await start_writer(path)
