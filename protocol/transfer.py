@@ -9,7 +9,7 @@ acknowledgement that comes within 2 s of its frame's sending; by Little's law th
 the measured rate. An older acknowledgement shrinks it by one. So a slow link settles at about 2 s of data ahead of a
 control message (acknowledgements come that much late, so it swings around that), and a fast one is filled.
 
-Frames are cut for the link too: after one that took the link longer than 0.25 s they have at most half its size, after
+Frames are cut for the link too: after one that took the link longer than 1 s they have at most half its size, after
 one that took less than half of that at least twice its size. What a frame took runs from the acknowledgement before it,
 or from its sending if that came later.
 """

@@ -128,6 +128,7 @@ async def test_a_terminal_that_lets_frames_lie_is_cut_and_another_is_served_mean
 async def test_a_slow_terminal_holds_little_of_the_room_and_is_not_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(limits, "FRAME_SECONDS", 0.25)
     async with running_hub(tmp_path) as plain:
         await prepared(plain, tmp_path, 3_000_000)
         async with raw_terminal(plain) as first, raw_terminal(plain) as other:
@@ -202,7 +203,7 @@ async def test_a_terminal_fails_no_try_because_the_hub_holds_frames_back(
 ) -> None:
     for state in (State.OFFERED, State.DOWNLOADING):
         monkeypatch.setitem(DEADLINES, state, replace(DEADLINES[state], seconds=0.1))
-    async with running_hub(tmp_path, **{whose: 160_000}) as hub:  # a frame every quarter of a second
+    async with running_hub(tmp_path, **{whose: 160_000}) as hub:  # its object takes more than a second
         await prepared(hub, tmp_path, 200_000)
         async with raw_terminal(hub) as target:
             await target.enrol("ada")

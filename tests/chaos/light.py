@@ -5,11 +5,13 @@ terminals like any other: the same handshake, signatures, window and reports.
 """
 
 import asyncio
+import random
 import resource
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from socket import SO_RCVBUF, SOL_SOCKET
 from typing import Final
 
 from websockets.exceptions import ConnectionClosed
@@ -30,6 +32,7 @@ _WANTED: Final = tuple(
 )
 ENROLLED_AT_ONCE: Final = 64
 FILES_BESIDE: Final = 512
+SLOW_BUFFER_BYTES: Final = 32 * 1024
 
 
 def allow_files(count: int) -> None:
@@ -39,9 +42,14 @@ def allow_files(count: int) -> None:
 
 
 class LightTerminal:
-    """One terminal. `done` is called with each delivery whose end the hub has noted; `tries` are ends by their code."""
+    """One terminal. `done` is called with each delivery whose end the hub has noted; `tries` are ends by their code.
 
-    def __init__(self, name: str, signing_key: SigningKey, terminal: str) -> None:
+    With `bytes_per_second` it reads no faster than that, from a small buffer: the hub's kernel finds the window shut as
+    it does before a slow link, and no proxy takes processor time from what is measured.
+    """
+
+    def __init__(self, name: str, signing_key: SigningKey, terminal: str, *, bytes_per_second: int = 0) -> None:
+        self._bytes_per_second = bytes_per_second
         self.name = name
         self.terminal = terminal
         self.logins = 0
@@ -72,9 +80,15 @@ class LightTerminal:
             async with gate:
                 socket = await dial(parse_address(url))
                 await self._login(socket, url)
+            if self._bytes_per_second:
+                socket.transport.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_RCVBUF, SLOW_BUFFER_BYTES)
             async for data in socket:
                 assert isinstance(data, bytes)
                 self.heard_bytes += len(data)
+                if self._bytes_per_second:
+                    # No two links are alike: in step they would all acknowledge at the same instant.
+                    jitter = random.uniform(0.5, 1.5)
+                    await asyncio.sleep(jitter * len(data) / self._bytes_per_second)
                 if data[1:].startswith(_WANTED):
                     await self._hear(codec.decode(data))
             raise LockstepError("The hub closed the connection.", code="closed")

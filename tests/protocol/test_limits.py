@@ -8,7 +8,14 @@ from protocol import codec, limits, messages
 from protocol.device import DeviceInfo
 
 UNITS = ("BYTES", "CHARACTERS", "ITEMS", "SECONDS", "FRAMES", "MESSAGES", "ENTRIES", "RUNS", "DEPTH", "DOUBLINGS")
-COUNTS = ("TARGETS_PER_SYNC", "ROWS_PER_PAGE", "INVENTORY_PROGRAMS", "INSTALLING_AT_ONCE", "INBOX_ROWS", "REQUESTS_UNDER_WAY")
+COUNTS = (
+    "TARGETS_PER_SYNC",
+    "ROWS_PER_PAGE",
+    "INVENTORY_PROGRAMS",
+    "INSTALLING_AT_ONCE",
+    "INBOX_ROWS",
+    "REQUESTS_UNDER_WAY",
+)
 VALUES = {name: value for name, value in vars(limits).items() if re.fullmatch(r"[A-Z_]{4,}", name)}
 
 
