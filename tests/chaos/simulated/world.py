@@ -29,8 +29,7 @@ DELAYS_SECONDS: Final = (0.01, 0.1, 1.0)
 REACTS_TO: Final = 0.06  # the share of all moves
 LOSES_REPORTS: Final = 0.3  # the share of reports just after which the connection breaks
 REACTS_WITHIN_SECONDS: Final = 0.5
-# None of more than 30 days ahead: an inbox then takes what asks for stale when the next offer comes, which is known.
-CLOCK_STEPS_DAYS: Final = (-400.0, -1 / 24, 1 / 24, 10.0)
+CLOCK_STEPS_DAYS: Final = (-400.0, -1 / 24, 1 / 24, 10.0, 400.0)
 FEWEST_STEPS: Final = 4
 MOST_STEPS: Final = 16
 SETTLED_WITHIN_SECONDS: Final = 5 * life.DAY  # everybody agrees: an installation that hangs has 2 days, then retries
