@@ -489,7 +489,9 @@ class Session:
                 return self._prove(message)
             case messages.DevicesRequest(id=request):
                 return [SendDevices(request)]
-            case messages.Inventory():
+            case messages.Inventory(asking=asking):
+                if not self._inventory_is_in:
+                    self._asking.update(asking)  # what ended while the terminal was away is withdrawn at the first look
                 return [SaveInventory(message, first=not self._inventory_is_in)]
             case messages.State():
                 return [Report(message)]

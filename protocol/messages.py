@@ -161,11 +161,13 @@ class Inventory(Message, tag="inventory", frozen=True, kw_only=True):
     """Up: all programs on this terminal. A receiving terminal is served only after its first inventory.
 
     `installing`: deliveries it has asked to install, or installs, now. What the hub holds to be installing and is not
-    named here was never run: the hub queues it again. `bytes_per_second`: send no faster than this; 0 for no limit.
+    named here was never run: the hub queues it again. `asking`, in the first of a connection: what waits for a person
+    here; the hub withdraws what is not wanted any more. `bytes_per_second`: send no faster than this; 0 for no limit.
     """
 
     programs: Annotated[tuple[InstalledProgram, ...], Meta(max_length=limits.INVENTORY_PROGRAMS)]
     installing: Annotated[tuple[Identifier, ...], Meta(max_length=limits.INSTALLING_AT_ONCE)] = ()
+    asking: Annotated[tuple[Identifier, ...], Meta(max_length=limits.INBOX_ROWS)] = ()
     bytes_per_second: Count = 0
 
 

@@ -61,6 +61,7 @@ class Connection:
             reports=folder.reports(),
             installing=installations.offers,
             decided=inbox.decided_unheard(folder.inbox()),
+            asking=tuple(entry.row.delivery for entry in folder.inbox()),
             bytes_per_second=folder.preferences().bytes_per_second,
         )
         installations.ended = self._feed_later

@@ -304,7 +304,8 @@ class Session:
     """One connection's brain. `nonce` is 32 fresh random bytes; the rest is what is on disk.
 
     `installing` are the offers that install since before this connection; `decided` is what a person decided while
-    there was none and the hub will not ask for by itself. `bytes_per_second`: how fast the hub may send, 0 for any.
+    there was none and the hub will not ask for by itself; `asking` is what is in the inbox. `bytes_per_second`: how
+    fast the hub may send, 0 for any.
     """
 
     def __init__(
@@ -316,6 +317,7 @@ class Session:
         reports: tuple[messages.State, ...] = (),
         installing: tuple[Offer, ...] = (),
         decided: tuple[messages.State, ...] = (),
+        asking: tuple[str, ...] = (),
         bytes_per_second: int = 0,
     ) -> None:
         self.devices = DeviceList()
@@ -327,6 +329,7 @@ class Session:
         self._told: set[str] = set()  # those of `_to_tell` that were said
         self._installing = {offer.delivery: _Installation(0, offer, begun=True) for offer in installing}
         self._inventory_said = False
+        self._asking = asking
         self._bytes_per_second = bytes_per_second
         self._receives = isinstance(opening, LoggingIn) and opening.receives
         self._conversation = Conversation()
@@ -485,6 +488,7 @@ class Session:
         if not self._inventory_said:
             self._inventory_said = True
             actions.append(self._say_inventory())
+            self._asking = ()
         return actions
 
     def _noted(self, noted: messages.Noted) -> list[Action]:
@@ -657,6 +661,7 @@ class Session:
             messages.Inventory(
                 programs=programs[: limits.INVENTORY_PROGRAMS],
                 installing=tuple(self._installing)[: limits.INSTALLING_AT_ONCE],
+                asking=self._asking,
                 bytes_per_second=self._bytes_per_second,
             )
         )

@@ -386,6 +386,14 @@ def test_what_a_person_is_asked_about_is_withdrawn_when_it_is_no_longer_wanted()
     assert feed(session, brain.Owing()) == [brain.Claim()], "it is asked about no more"
 
 
+def test_what_a_terminal_asks_about_since_before_is_looked_up_once_it_is_back() -> None:
+    session = opened()
+    hear(session, messages.Inventory(programs=(), asking=("d-7", "d-8")))
+    [look] = feed(session, brain.InventorySaved())
+    assert isinstance(look, brain.CheckLive) and set(look.deliveries) == {"d-7", "d-8"}
+    assert feed(session, brain.LiveChecked(("d-7",))) == [Send(messages.Withdraw(delivery="d-7")), brain.Claim()]
+
+
 def test_a_decision_that_comes_too_late_is_answered_with_a_withdrawal_and_forgotten() -> None:
     session = serving()
     hear(session, report("asking"))

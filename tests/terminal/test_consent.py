@@ -333,12 +333,29 @@ async def test_a_delivery_that_is_cancelled_while_it_asks_leaves_the_inbox(tmp_p
         await until(lambda: device.folder.inbox() == ())
 
 
-async def test_accepting_what_was_cancelled_meanwhile_says_that_it_is_not_wanted_any_more(tmp_path: Path) -> None:
+@pytest.mark.parametrize("decision", ["", "accept", "later"])
+async def test_what_was_cancelled_while_the_device_was_away_leaves_its_inbox_when_it_is_back(
+    decision: consent.Decision, tmp_path: Path
+) -> None:
     async with two_devices(tmp_path) as (fleet, device):
         watch, delivery = await asked(fleet, device)
         await fleet.go_offline("PC 1")
+        if decision:
+            request = Decide(id=1, delivery=delivery, decision=decision, seconds=3_600.0)
+            await inbox.answer_alone(device.folder, request)
         await fleet.initiator.cancel(watch.sync)
         await fleet.go_online("PC 1")
+        await until(lambda: device.folder.inbox() == ())
+        assert fleet.digest("PC 1", "hello") == ""
+
+
+async def test_accepting_what_was_cancelled_this_moment_says_that_it_is_not_wanted_any_more(tmp_path: Path) -> None:
+    async with two_devices(tmp_path) as (fleet, device):
+        watch, delivery = await asked(fleet, device)
+        entries = device.folder.inbox()
+        await fleet.initiator.cancel(watch.sync)
+        await until(lambda: device.folder.inbox() == ())
+        device.folder.save_inbox(entries)  # as if the withdrawal were on its way still
         with pytest.raises(ConflictError, match="not wanted any more") as caught:
             await device.answer(Decide(id=1, delivery=delivery, decision="accept"))
         assert caught.value.code == "withdrawn"

@@ -395,6 +395,7 @@ class Connection:
             reports=folder.reports(),
             installing=agent.installations.offers,
             decided=inbox.decided_unheard(folder.inbox()),
+            asking=tuple(entry.row.delivery for entry in folder.inbox()),
         )
         if machine.receives:
             agent.installations.ended = self.feed
