@@ -26,6 +26,8 @@ from protocol.messages import Message
 
 VERSION: Final = "lockstep.v1"
 
+_DECISIONS: Final = frozenset({life.State.QUEUED, life.State.ASKING, life.State.POSTPONED})
+
 CLOSE_STOPPING: Final = 1012
 CLOSE_REFUSED: Final = 1008
 CLOSE_BUSY: Final = 1013
@@ -571,6 +573,9 @@ class Session:
         if answer == "stale":
             return []
         delivery, after = state.delivery, state.state
+        if answer == "refused" and after in _DECISIONS and self._is_current(delivery):
+            # It crossed with the offer, which the terminal answers by what was decided; this need not come again.
+            return [self._send(messages.Noted(of=delivery, state=after))]
         if answer == "refused" and after not in life.FINAL:
             # It is not wanted any more, or not known to have come that far: nothing is installed for it.
             self._asking.discard(delivery)

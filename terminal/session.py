@@ -325,6 +325,8 @@ class Session:
         self._nonce = nonce
         self._hub_key = b""
         self._inventory = {program.program: program for program in inventory}
+        begun = {offer.delivery for offer in installing}
+        decided = tuple(said for said in decided if said.delivery not in begun)  # acted on: it installs
         self._to_tell = {said.delivery: said for said in (*decided, *reports)}
         self._told: set[str] = set()  # those of `_to_tell` that were said
         self._installing = {offer.delivery: _Installation(0, offer, begun=True) for offer in installing}
@@ -483,7 +485,8 @@ class Session:
                 return actions
             if delivery not in self._told:
                 self._told.add(delivery)
-                self._installing.pop(delivery, None)
+                if said.state in life.FINAL:
+                    self._installing.pop(delivery, None)
                 actions.append(self._say(said))
         if not self._inventory_said:
             self._inventory_said = True

@@ -386,6 +386,16 @@ def test_what_a_person_is_asked_about_is_withdrawn_when_it_is_no_longer_wanted()
     assert feed(session, brain.Owing()) == [brain.Claim()], "it is asked about no more"
 
 
+def test_a_decision_that_crosses_with_the_offer_leaves_the_transfer_as_it_is() -> None:
+    session = serving()
+    hear(session, report("queued", reason="accepted"))
+    assert feed(session, brain.Reported(report("queued", reason="accepted"), "refused")) == [
+        Send(messages.Noted(of="d-1", state="queued"))
+    ]
+    want = messages.Want(delivery="d-1", runs=(Run(0, 2),))
+    assert brain.FeedWant(want) in hear(session, want)
+
+
 def test_what_a_terminal_asks_about_since_before_is_looked_up_once_it_is_back() -> None:
     session = opened()
     hear(session, messages.Inventory(programs=(), asking=("d-7", "d-8")))

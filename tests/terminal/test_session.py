@@ -311,6 +311,12 @@ def test_what_installs_since_the_connection_before_is_named_and_its_report_said(
     assert says(feed(brain, DONE)) == [messages.Inventory(programs=(HELLO,), installing=("d-1",)), DONE_REPORT]
 
 
+def test_what_was_decided_on_something_that_installs_by_now_is_said_no_more_and_it_stays_named() -> None:
+    accepted = messages.State(delivery="d-1", state="queued", reason="accepted")
+    _, actions = opened(installing=(THING.offer(),), decided=(accepted,))
+    assert says(actions) == [messages.Inventory(programs=(), installing=("d-1",))]
+
+
 def test_an_installation_that_ends_before_the_welcome_is_reported_after_it() -> None:
     brain = Session(login(), NONCE, installing=(THING.offer(),))
     [hello] = says(feed(brain, session.Connected()))
