@@ -168,7 +168,7 @@ def _check_room(place: Path, size: int) -> None:
     free = shutil.disk_usage(place).free
     if free < size + _SPARE_BYTES:
         raise RefusedError(
-            f"The backup takes about {size} bytes, and {free} are free in {place.parent}.",
+            f"The backup needs about {size + _SPARE_BYTES} bytes of room, and {free} are free in {place.parent}.",
             hint="Name a file on another disk.",
             code="disk-full",
         )

@@ -265,7 +265,10 @@ class _BackupGroup(click.Group):
 
 @main.group(cls=_BackupGroup, subcommand_metavar="FILE | verify FILE")
 def backup() -> None:
-    """Write the whole hub into FILE, while it runs or not; or verify such a file."""
+    """Write the whole hub into FILE, while it runs or not; or verify such a file.
+
+    The options of `backup FILE` are those of `backup write --help`: that word may be left out.
+    """
 
 
 @backup.command("write")

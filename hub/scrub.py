@@ -96,14 +96,16 @@ async def _check_database(
     store: Store, objects: Objects, folder: Path, names: list[str], damaged: set[str]
 ) -> list[Finding]:
     """Check a copy of the database, and hold what it names against the files there were before."""
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".check-") as temporary:
-        copy = Path(temporary) / "hub.db"
-        try:
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".check-") as temporary:
+            copy = Path(temporary) / "hub.db"
             await store.copy_to(copy)
             faults = await asyncio.to_thread(faults_in, copy)
             named = {digest.hex() for digest in await asyncio.to_thread(objects_in, copy)}
-        except LockstepError as error:
-            return [Finding("database", "hub.db", error.message)]
+    except LockstepError as error:
+        return [Finding("database", "hub.db", error.message)]
+    except OSError as error:  # a full disk: nothing is known of the database then
+        return [Finding("database", "hub.db", f"It could not be copied to be checked: {error.strerror or error}.")]
     findings = [Finding("database", "hub.db", fault) for fault in faults]
     findings += [
         Finding("missing", name, "The catalogue names it; publish the same file again.")

@@ -59,8 +59,8 @@ def _print_version(context: click.Context, _parameter: click.Parameter, asked: b
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
-    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 partly done, 4 log in first, 5 no such device, program "
-    "or delivery, 6 hub unreachable, 7 still waiting.",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 partly done, 4 log in first, 5 no such device, "
+    "program, sync or delivery, 6 hub unreachable, 7 still waiting.",
 )
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Print the version."

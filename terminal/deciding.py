@@ -23,6 +23,7 @@ ALL: Final = "all"
 OFF: Final = "off"
 LATER_LONGEST_DAYS: Final = 30
 DURATION_SECONDS: Final = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
+SLOWEST_BYTES_PER_SECOND: Final = 8_000  # a chunk of 64 KiB within half the time a send may take
 RATE_BYTES: Final = {"": 1, "b": 1, "kb": 1_000, "mb": 1_000_000, "gb": 1_000_000_000}
 DefaultWish: TypeAlias = Literal["ask", "auto", "never", "default"]
 
@@ -36,7 +37,7 @@ def inbox(place: Place) -> int:
     """List what asks to be installed on this device."""
     from terminal.tables import inbox_table
 
-    rows = asyncio.run(_rows(place.folder()))
+    rows = asyncio.run(_rows(_folder(place)))
     place.show({"inbox": rows}, inbox_table(rows, now=datetime.now(UTC)))
     return 0
 
@@ -69,6 +70,13 @@ def later(place: Place, delivery: str, duration: str) -> int:
 _WORDS: Final = {"accept": "Accepted", "decline": "Declined", "later": "Put off"}
 
 
+def _folder(place: Place) -> "StateFolder":
+    """Return the folder of a device that is logged in; a mistyped one decides nothing. Raises NotLoggedInError."""
+    folder = place.folder()
+    folder.identity()
+    return folder
+
+
 async def _rows(folder: "StateFolder") -> "tuple[InboxRow, ...]":
     from protocol.messages import Inbox, InboxResult
     from terminal.client import ask_here
@@ -84,7 +92,9 @@ async def _decide(
     from terminal.client import ask_here
     from terminal.tables import printable
 
-    folder = place.folder()
+    if not delivery:
+        raise UsageError("No delivery is named.", hint="`lockstep-terminal inbox` lists them.")
+    folder = _folder(place)
     chosen = [row.delivery for row in await _rows(folder)] if delivery == ALL else [delivery]
     decided, too_late = [], []
     for one in chosen:
@@ -134,7 +144,7 @@ def settings() -> None:
 @common_options
 def show(place: Place) -> int:
     """Show the settings."""
-    _show(place, place.folder().preferences())
+    _show(place, _folder(place).preferences())
     return 0
 
 
@@ -187,13 +197,16 @@ def rate_of(rate: str) -> int:
     found = re.fullmatch(r"(\d{1,12}(?:\.\d{1,3})?)\s*([kmg]?b?)(?:/s)?", rate.strip().lower())
     unit = RATE_BYTES.get(found[2]) if found else None
     bytes_per_second = int(float(found[1]) * unit) if found and unit else 0
-    if bytes_per_second <= 0:
-        raise UsageError(f"{rate!r} is no rate.", hint="For example 500kB, 2MB or off.")
+    if bytes_per_second < SLOWEST_BYTES_PER_SECOND:
+        raise UsageError(
+            f"{rate!r} is no rate, or less than {SLOWEST_BYTES_PER_SECOND} bytes a second, with which nothing arrives.",
+            hint="For example 500kB, 2MB or off.",
+        )
     return bytes_per_second
 
 
 def _change(place: Place, change: "Callable[[Preferences], Preferences]") -> int:
-    folder = place.folder()
+    folder = _folder(place)
     changed = change(folder.preferences())
     check(changed)
     folder.save_preferences(changed)

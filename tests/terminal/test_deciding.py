@@ -22,6 +22,7 @@ from terminal.localsocket import local_link
 from terminal.state import Mark, StateFolder
 from tests.terminal.scripted import Peer, hub, thing
 from tests.terminal.test_connection import running
+from tests.terminal.test_state import IDENTITY
 
 OFFER = structs.replace(thing(5_000).offer(), initiator="Phone")
 Command = Callable[..., tuple[int, str, str]]
@@ -30,7 +31,9 @@ Command = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StateFolder:
     monkeypatch.setenv("LOCKSTEP_STATE", str(tmp_path / "state"))
-    return StateFolder(tmp_path / "state")
+    made = StateFolder(tmp_path / "state")
+    made.save_identity(IDENTITY)
+    return made
 
 
 @pytest.fixture
@@ -113,7 +116,7 @@ def test_what_is_no_time_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "rate"), [("500kB", 500_000), ("2MB", 2_000_000), ("1.5mb/s", 1_500_000), ("4096", 4_096), ("8 kB", 8_000)]
+    ("text", "rate"), [("500kB", 500_000), ("2MB", 2_000_000), ("1.5mb/s", 1_500_000), ("9000", 9_000), ("8 kB", 8_000)]
 )
 def test_rates_are_written_in_bytes(text: str, rate: int) -> None:
     assert rate_of(text) == rate
@@ -277,3 +280,19 @@ async def test_a_local_client_may_ask_and_decide_but_say_nothing_else(folder: St
             assert isinstance(await link.ended(), ProtocolError)
     assert {type(message) for message in heard} == {messages.Inventory}, "local requests do not reach the hub"
     assert len(heard) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [("inbox",), ("accept", "all"), ("settings", "show"), ("settings", "consent", "ask")]
+)
+def test_a_folder_nobody_logged_in_from_decides_nothing(
+    arguments: tuple[str, ...], tmp_path: Path, command: Command
+) -> None:
+    code, _, said = command(*arguments, "--state", str(tmp_path / "mistyped"))
+    assert code == 4 and "not logged in" in said
+    assert not (tmp_path / "mistyped" / "preferences.json").exists()
+
+
+def test_a_rate_with_which_nothing_arrives_is_refused(command: Command) -> None:
+    code, _, said = command("settings", "bandwidth", "1B")
+    assert code == 2 and "nothing arrives" in said
