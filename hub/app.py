@@ -24,6 +24,7 @@ from hub.presence import Presence
 from hub.reaper import Reaper
 from hub.scrub import scrubbing_weekly
 from hub.server import HubServer
+from hub.steps import sync_folder
 from hub.store import Store
 from hub.syncs import Syncs
 from hub.terminalsocket import Services
@@ -77,7 +78,7 @@ async def open_hub(settings: Settings) -> AsyncIterator[Hub]:
         store = await Store.open(database)
         try:
             hub = Hub(settings, store, hub_key)
-            _sync_folder(settings.data_folder)  # what was named in it just now; after a power cut it has to be there
+            sync_folder(settings.data_folder)  # what was named in it just now; after a power cut it has to be there
             try:
                 yield hub
             finally:
@@ -137,16 +138,7 @@ def _make_folder(folder: Path) -> None:
     missing = [one for one in (folder, *folder.parents) if not one.exists()]
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for one in missing:
-        _sync_folder(one.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Put the names in a folder on the disk; until then a power cut may undo them (fsync(2), notes)."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync_folder(one.parent)
 
 
 def _reserve_bytes(settings: Settings) -> int:

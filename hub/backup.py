@@ -26,7 +26,7 @@ from msgspec import Struct
 
 from hub.objects import Objects, sealed_manifest
 from hub.scrub import Tell, tell_nobody
-from hub.steps import in_thread
+from hub.steps import in_thread, sync_folder
 from hub.store import Store
 from hub.store.copies import faults_in, forget_what_time_changes, objects_in
 from protocol import limits
@@ -73,7 +73,7 @@ async def write_backup(
             await store.copy_to(place / DATABASE_NAME)
             missing, count = await _fill(place, objects, folder / KEY_NAME, tell)
             await asyncio.to_thread((place / "backup").replace, target)
-        await asyncio.to_thread(_sync, target.parent)
+        await asyncio.to_thread(sync_folder, target.parent)
     except OSError as error:
         raise _could_not_write(target, error) from None
     return Backup(str(target), target.stat().st_size, count, tuple(missing))
@@ -211,9 +211,9 @@ def restore_backup(file: Path, folder: Path, tell: Tell = tell_nobody) -> Backup
             restored = _unpack(file, place, lambda name: True, tell)
             forget_what_time_changes(place / DATABASE_NAME)
             for inner in (*(path for path in place.rglob("*") if path.is_dir()), place):
-                _sync(inner)
+                sync_folder(inner)
             place.rename(folder)  # over an empty folder too: rename(2)
-        _sync(folder.parent)
+        sync_folder(folder.parent)
     except OSError as error:
         raise _could_not_write(folder, error) from None
     return restored
@@ -292,11 +292,3 @@ def _check_objects(file: Path, database: Path, found: set[str]) -> tuple[int, tu
         name for name in names if not {f"objects/{name[:2]}/{name}.{part}" for part in ("pack", "manifest")} <= found
     )
     return len(names) - len(missing), missing
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
