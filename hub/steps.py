@@ -1,4 +1,4 @@
-"""Work on files: long work a step at a time in a thread, so that stopping waits for one step; and names put on the disk."""
+"""Work on files: long work a step at a time in a thread, so that stopping waits for one; names put on the disk."""
 
 import asyncio
 import os
