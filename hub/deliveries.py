@@ -313,10 +313,11 @@ class Deliveries:
         if row["follows"] is not None or row["state"] not in (life.State.QUEUED, life.State.POSTPONED):
             await transaction.rows("may_be_claimed", delivery_id=row["delivery_id"])
             return
-        reason = "waiting" if self._is_receiving(row["terminal_id"]) else "offline"
-        await self._write(transaction, row, Move(life.State.QUEUED, reason))
-        await self._take_along(transaction, row, Move(life.State.QUEUED, reason))
+        await self.move(transaction, row, self._queued_anew(row))
         self._pokes.poke("owed", row["terminal_id"])
+
+    def _queued_anew(self, row: Row) -> Move:
+        return Move(life.State.QUEUED, "waiting" if self._is_receiving(row["terminal_id"]) else "offline")
 
     async def move(self, transaction: Transaction, row: Row, move: Move) -> None:
         """Move a delivery, and those that follow it. A final state never changes, whoever asks.
@@ -348,7 +349,7 @@ class Deliveries:
             await transaction.rows("follow", delivery_id=row["delivery_id"], leader=first["delivery_id"])
             await transaction.rows("lead", delivery_id=first["delivery_id"])
             followers = [first, *followers[1:]]
-            move = Move(life.State.QUEUED, "waiting" if self._is_receiving(row["terminal_id"]) else "offline")
+            move = self._queued_anew(row)
             self._pokes.poke("owed", row["terminal_id"])
         for follower in followers:
             await self._write(transaction, follower, msgspec.structs.replace(move, sent=0))
