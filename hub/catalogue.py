@@ -15,14 +15,14 @@ import msgspec
 from msgspec import Struct, structs
 
 from hub.inspectors import inspect
+from hub.matching import Candidate, Selector
 from hub.objects import Objects
 from hub.records import InstallerFacts, Published, StoredObject
 from hub.store import Row, Store, Transaction
+from hub.versions import version_sort_key
 from protocol import limits
 from protocol.errors import BadFileError, ConflictError, UsageError
-from protocol.matching import Candidate, Selector
 from protocol.messages import InstallerOffer
-from protocol.versions import version_sort_key
 
 # How the two ends of a range compare.
 _RANGES: Final[dict[str, Callable[[Any], Any]]] = {

@@ -6,8 +6,8 @@ from typing import Final
 
 from msgspec import Struct
 
+from hub.matching import Selector
 from protocol.device import DeviceInfo, InstallerKind
-from protocol.matching import Selector
 from protocol.messages import InstallerOffer, SyncDone, TargetRow
 
 _IDENTIFIER_ALPHABET: Final = "23456789abcdefghjkmnpqrstuvwxyz"  # nothing that looks like something else
@@ -20,8 +20,10 @@ class InstallerFacts(Struct, frozen=True, kw_only=True):
     `package_name` is the name the header gives (the default program id); `version` is as written in the header;
     `release` is the version people know the program by (a deb's upstream version, otherwise the same);
     `package_version_code` orders builds of one version name (an APK's versionCode) and is 0 where there is none;
+    `sortable_version` is what the order of its kind compares (`hub/versions.py`), empty where that is `version`;
     `api_level_target` is the API level an APK was built against; `signer_digest` is the SHA-256 of the first signing
-    certificate in hex, empty when unsigned.
+    certificate in hex, empty when unsigned; `icon` is the name of the icon's file in the installer, empty when there
+    is none or it costs too much to find.
     """
 
     package_name: str
@@ -33,6 +35,8 @@ class InstallerFacts(Struct, frozen=True, kw_only=True):
     api_level_target: int | None = None
     package_version_code: int = 0
     signer_digest: str = ""
+    sortable_version: str = ""
+    icon: str = ""
 
 
 class Terminal(Struct, frozen=True, kw_only=True):

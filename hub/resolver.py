@@ -1,6 +1,6 @@
 """The resolver: one request's candidates against its targets, into what each target would get and why.
 
-`plan` and `sync` both run it. Matching itself is `protocol.matching`; here come what a terminal has and the words.
+`plan` and `sync` both run it. Matching itself is `hub.matching`; here come what a terminal has and the words.
 """
 
 from typing import Final
@@ -8,10 +8,10 @@ from typing import Final
 import msgspec
 from msgspec import structs
 
+from hub.matching import Candidate, Match, Mismatch, compare_versions, match
 from hub.store import Row
 from protocol import limits
 from protocol.device import DeviceInfo
-from protocol.matching import Candidate, Match, Mismatch, compare_versions, match
 from protocol.messages import MismatchRow, TargetRow
 
 MISMATCHES_SHOWN: Final = 8

@@ -15,6 +15,7 @@ from msgspec import Struct, structs
 from hub.catalogue import read_candidates
 from hub.clock import HubClock
 from hub.deliveries import Deliveries, Move, count_states, end_if_over, target_row
+from hub.matching import compare_versions
 from hub.pokes import Pokes
 from hub.records import Changes, Terminal, new_id
 from hub.resolver import Resolver
@@ -22,7 +23,6 @@ from hub.store import Row, Store, Transaction
 from protocol import life, limits
 from protocol.device import InstallerKind
 from protocol.errors import UnknownNameError, UsageError
-from protocol.matching import compare_versions
 from protocol.messages import (
     Plan,
     ProgramRow,

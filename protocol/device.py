@@ -14,7 +14,10 @@ from protocol import limits
 FormFactor: TypeAlias = Literal["phone", "tablet", "tv", "car", "pc", "watch", "other"]
 OsType: TypeAlias = Literal["android", "ios", "linux", "macos", "windows", "other"]
 Architecture: TypeAlias = Literal["x86_64", "x86", "arm64", "armv7", "riscv64", "ppc64le", "s390x", "mips64"]
-InstallerKind: TypeAlias = Literal["deb", "apk", "wheel"]
+# The kinds whose header the hub reads come first; of the others, from `aab` on, a sidecar file says what they are.
+InstallerKind: TypeAlias = Literal[
+    "deb", "rpm", "wheel", "apk", "apks", "ipa", "msi", "msix", "exe", "aab", "appimage", "flatpak", "pkg", "other"
+]  # fmt: skip
 
 Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=limits.NAME_CHARACTERS)]
 ShortText: TypeAlias = Annotated[str, Meta(max_length=limits.NAME_CHARACTERS)]
@@ -50,7 +53,11 @@ ARCHITECTURE_NAMES: Final[dict[str, Architecture]] = {
 
 
 class DeviceInfo(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What one terminal reports of itself. `architectures` and `installer_kinds` name the preferred one first."""
+    """What one terminal reports of itself. `architectures` and `installer_kinds` name the preferred one first.
+
+    `python_version` ("3.11") is of the Python that takes wheels, `libc` ("glibc 2.36", "musl 1.2") of a Linux system:
+    with them the hub tells which wheels fit.
+    """
 
     model: Name
     model_code: ShortText = ""
@@ -64,4 +71,6 @@ class DeviceInfo(Struct, frozen=True, kw_only=True, omit_defaults=True):
     density_dpi: Annotated[int, Meta(ge=1, le=10_000)] | None = None
     features: Annotated[tuple[Name, ...], Meta(max_length=16)] = ()
     installer_kinds: Annotated[tuple[InstallerKind, ...], Meta(max_length=16)] = ()
+    python_version: ShortText = ""
+    libc: ShortText = ""
     free_bytes: ByteCount | None = None

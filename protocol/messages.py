@@ -204,13 +204,17 @@ Targets: TypeAlias = Annotated[tuple[Identifier, ...], Meta(max_length=limits.TA
 
 
 class Plan(Message, tag="plan", frozen=True, kw_only=True):
-    """Up: what would `sync` do? Same fields, same resolver, nothing is sent or kept."""
+    """Up: what would `sync` do? Same fields, same resolver, nothing is sent or kept.
+
+    `channel` adds the releases of that channel to the stable ones; a `version` is found in any channel.
+    """
 
     id: RequestId
     program: Identifier
     targets: Targets = ()
     everyone: bool = False
     version: Version = ""
+    channel: Code = ""
 
 
 class Sync(Message, tag="sync", frozen=True, kw_only=True):
@@ -225,6 +229,7 @@ class Sync(Message, tag="sync", frozen=True, kw_only=True):
     targets: Targets = ()
     everyone: bool = False
     version: Version = ""
+    channel: Code = ""
 
 
 class MismatchRow(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -235,11 +240,31 @@ class MismatchRow(Struct, frozen=True, kw_only=True, omit_defaults=True):
     has: Text
 
 
+class RejectedRow(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One installer that does not fit the target, and every field in its way."""
+
+    version: Version
+    installer_kind: InstallerKind
+    file_name: Annotated[str, Meta(max_length=255)]
+    mismatches: Annotated[tuple[MismatchRow, ...], Meta(max_length=32)]
+
+
+class ForecastRow(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What may go wrong with the installer chosen, as far as the hub can tell. One that `stops` is not sent."""
+
+    code: Code
+    detail: Text
+    stops: bool = False
+
+
 class TargetRow(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One target of a plan or a sync: where it stands and why.
 
     In a plan `delivery` is empty and `state` is what the delivery would begin (or end) as. `size` is the installer's,
     `done` how much of it the terminal has verified, `sent` the stored bytes that went over the socket; all in bytes.
+
+    Only a plan and the answer to a sync say how the installer was chosen: `rule` decided over `runner_up`, `forecasts`
+    say what may go wrong, `rejected` are those that do not fit, nearest first; `mismatches` are the nearest one's.
     """
 
     terminal: Identifier
@@ -256,6 +281,10 @@ class TargetRow(Struct, frozen=True, kw_only=True, omit_defaults=True):
     done: ByteCount = 0
     sent: ByteCount = 0
     mismatches: Annotated[tuple[MismatchRow, ...], Meta(max_length=32)] = ()
+    rule: Text = ""
+    runner_up: Text = ""
+    forecasts: Annotated[tuple[ForecastRow, ...], Meta(max_length=8)] = ()
+    rejected: Annotated[tuple[RejectedRow, ...], Meta(max_length=32)] = ()
 
 
 TargetRows: TypeAlias = Annotated[tuple[TargetRow, ...], Meta(max_length=limits.TARGETS_PER_SYNC)]

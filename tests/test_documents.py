@@ -24,6 +24,8 @@ ROWS: tuple[type[msgspec.Struct], ...] = (
     messages.InstalledProgram,
     messages.ProgramRow,
     messages.MismatchRow,
+    messages.RejectedRow,
+    messages.ForecastRow,
     messages.TargetRow,
     messages.SyncRow,
     messages.InboxRow,

@@ -1,21 +1,45 @@
 """Inspectors: an installer file -> the facts its own header gives.
 
-One file per format (`deb`, `apk`, `wheel`); this one recognises the format by the file's first bytes and its members,
-never by its name, and is the border at which every foreign exception becomes a BadFileError. Nothing here runs, unpacks
-to disk or verifies an installer, and no file is read whole: only directories and manifests, each with a bound.
+One file per format, each with the same two functions: `recognises`, by the file's first bytes and its members, never by
+its name, and `read_facts`. This one asks them all and is the border at which every foreign exception becomes a
+BadFileError. Nothing here runs, unpacks to disk or verifies an installer, and no file is read whole: only directories
+and manifests, each with a bound.
 """
 
 import stat
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, Protocol
 
-from hub.inspectors import apk, deb, wheel, zips
+from hub.inspectors import apk, apks, deb, exe, ipa, msi, msix, rpm, wheel
+from hub.inspectors.source import Source
 from hub.records import InstallerFacts
 from protocol.errors import BadFileError
 from protocol.limits import IDENTIFIER_CHARACTERS, NAME_CHARACTERS, OBJECT_BYTES, TEXT_CHARACTERS
 
 __all__ = ["inspect"]
 
+
+class Format(Protocol):
+    """What the file of one format offers. Both raise BadFileError, and whatever a damaged file makes a reader raise."""
+
+    def recognises(self, source: Source) -> bool:
+        """Whether the file is of this format."""
+
+    def read_facts(self, source: Source) -> InstallerFacts:
+        """Return the facts its header gives."""
+
+
+FORMATS: Final[dict[str, Format]] = {
+    "a Debian package": deb,
+    "an RPM package": rpm,
+    "a wheel": wheel,
+    "an Android package": apk,
+    "a set of split APKs": apks,
+    "an iOS package": ipa,
+    "a Windows Installer package": msi,
+    "a Windows app package": msix,
+    "a Windows program": exe,
+}
 DAMAGED_HINT: Final = "Get the file again from where it was built and compare its SHA-256."
 UNKNOWN_HINT: Final = "Lockstep reads Debian packages (.deb), Android packages (.apk) and Python wheels (.whl)."
 
@@ -47,25 +71,24 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _read_facts(file: BinaryIO, file_name: str) -> InstallerFacts:
-    size = file.seek(0, 2)
-    if size == 0:
+    source = Source(file, file_name)
+    if source.size == 0:
         raise BadFileError("it is empty.")
-    if size > OBJECT_BYTES:
+    if source.size > OBJECT_BYTES:
         raise BadFileError(
-            f"it has {size} bytes, and at most {OBJECT_BYTES} are taken.", hint="Build a smaller installer."
+            f"it has {source.size} bytes, and at most {OBJECT_BYTES} are taken.", hint="Build a smaller installer."
         )
-    file.seek(0)
-    start = file.read(len(deb.SIGNATURE))
-    if start == deb.SIGNATURE:
-        return deb.read_facts(file, size)
-    if not start.startswith(zips.LOCAL_SIGNATURE):
-        raise BadFileError("it is of no installer format known here.", hint=UNKNOWN_HINT)
-    archive = zips.Archive.open(file, size)
-    is_apk, is_wheel = apk.MANIFEST in archive.members, wheel.is_wheel(archive)
-    if is_apk == is_wheel:
-        fault = "it is an Android package and a wheel at once." if is_apk else "it is a zip archive but no installer."
+    found = [name for name, one in FORMATS.items() if one.recognises(source)]
+    if len(found) > 1:
+        raise BadFileError(f"it is {_list(found)} at once.", hint="Publish a file that is one thing.")
+    if not found:
+        fault = "it is a zip archive but no installer." if source.is_zip else "it is of no installer format known here."
         raise BadFileError(fault, hint=UNKNOWN_HINT)
-    return apk.read_facts(archive) if is_apk else wheel.read_facts(archive, file_name)
+    return FORMATS[found[0]].read_facts(source)
+
+
+def _list(words: list[str]) -> str:
+    return " and ".join(words)
 
 
 def _checked(facts: InstallerFacts) -> InstallerFacts:

@@ -11,12 +11,13 @@ from typing import Final
 
 from hub.inspectors import axml, resources
 from hub.inspectors.signer import signer_digest
+from hub.inspectors.source import Source
 from hub.inspectors.zips import Archive
+from hub.matching import Selector
 from hub.records import InstallerFacts
 from protocol.device import ARCHITECTURE_NAMES, FORM_FACTORS, Architecture, FormFactor
 from protocol.errors import BadFileError
 from protocol.limits import MIB, NAME_CHARACTERS
-from protocol.matching import Selector
 
 MANIFEST: Final = "AndroidManifest.xml"
 MANIFEST_BYTES: Final = 4 * MIB
@@ -61,12 +62,18 @@ _PACKAGE = re.compile(r"[A-Za-z][A-Za-z0-9_]*(?:\.[A-Za-z][A-Za-z0-9_]*)*")
 _LIBRARY = re.compile(r"lib/([^/]+)/[^/]+\.so")
 
 
-def read_facts(archive: Archive) -> InstallerFacts:
+def recognises(source: Source) -> bool:
+    """Whether the file is a zip archive with a manifest at its root."""
+    return source.is_zip and MANIFEST in source.archive.members
+
+
+def read_facts(source: Source) -> InstallerFacts:
     """Return what the manifest and the library folders of an APK say.
 
     `version` is the version name, or the version code where there is no name. Raises BadFileError for a damaged file, a
     part of a split program, a preview platform and an ABI without a counterpart here.
     """
+    archive = source.archive
     elements = tuple(axml.elements(archive.read(MANIFEST, MANIFEST_BYTES)))
     root = elements[0]
     package = root.get("package")

@@ -13,11 +13,12 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, Final
 
+from hub.inspectors.source import Source
+from hub.matching import Selector
 from hub.records import InstallerFacts
 from protocol.device import ARCHITECTURE_NAMES, Architecture
 from protocol.errors import BadFileError
 from protocol.limits import MIB, NAME_CHARACTERS
-from protocol.matching import Selector
 
 SIGNATURE: Final = b"!<arch>\n"
 CONTROL_ARCHIVE_BYTES: Final = 4 * MIB  # as it lies in the file
@@ -32,13 +33,18 @@ _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+")
 _VERSION = re.compile(r"(?:[0-9]+:)?(?P<upstream>[0-9A-Za-z][0-9A-Za-z.+~:-]*?)(?:-[0-9A-Za-z.+~]+)?")
 
 
-def read_facts(file: BinaryIO, size: int) -> InstallerFacts:
-    """Return what the control file of the .deb in `file` (`size` bytes long) says.
+def recognises(source: Source) -> bool:
+    """Whether the file is an ar archive, as every Debian package is."""
+    return source.start.startswith(SIGNATURE)
+
+
+def read_facts(source: Source) -> InstallerFacts:
+    """Return what the control file of a .deb says.
 
     `version` is the whole version, `release` the upstream part. Raises BadFileError for a damaged file and for an
     architecture without a counterpart here.
     """
-    fields = _paragraph(_control_file(_control_tar(file, size)))
+    fields = _paragraph(_control_file(_control_tar(source.file, source.size)))
     package, version = _field(fields, "package"), _field(fields, "version")
     if not _PACKAGE.fullmatch(package):
         raise BadFileError(f"{package[:60]!r} is not a Debian package name.")

@@ -17,12 +17,13 @@ from packaging.tags import Tag, parse_tag
 from packaging.utils import canonicalize_name, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
 
+from hub.inspectors.source import Source
 from hub.inspectors.zips import Archive
+from hub.matching import Selector
 from hub.records import InstallerFacts
 from protocol.device import ARCHITECTURE_NAMES, Architecture, OsType
 from protocol.errors import BadFileError
 from protocol.limits import IDENTIFIER_CHARACTERS, KIB, MIB
-from protocol.matching import Selector
 
 METADATA_BYTES: Final = 1 * MIB  # the header parser takes a second and 60 MiB for one of nothing but headers
 WHEEL_BYTES: Final = 64 * KIB
@@ -43,23 +44,24 @@ _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 _PYTHON_3 = re.compile(r"[a-z]+3\d*")
 
 
-def is_wheel(archive: Archive) -> bool:
-    """Whether the archive holds the WHEEL file every wheel has."""
-    return any(map(_DISTRIBUTION_FOLDER.fullmatch, archive.members))
+def recognises(source: Source) -> bool:
+    """Whether the file is a zip archive with the WHEEL file every wheel has."""
+    return source.is_zip and any(map(_DISTRIBUTION_FOLDER.fullmatch, source.archive.members))
 
 
-def read_facts(archive: Archive, file_name: str) -> InstallerFacts:
-    """Return what a wheel says of itself; `file_name` is the name it was published under.
+def read_facts(source: Source) -> InstallerFacts:
+    """Return what a wheel says of itself.
 
     Raises BadFileError for a damaged wheel, for one whose parts contradict each other, and for a platform or Python
     that Lockstep does not serve.
     """
+    archive = source.archive
     folder = _folder(archive)
     metadata = _headers(archive.read(f"{folder}.dist-info/METADATA", METADATA_BYTES))
     name, version = _single(metadata, "Name"), _single(metadata, "Version")
     if not _NAME.fullmatch(name):
         raise BadFileError(f"its METADATA gives the name {name[:60]!r}, which is not one for a Python project.")
-    tags = _tags_of_file_name(file_name, name, _version(version))
+    tags = _tags_of_file_name(source.name, name, _version(version))
     if tags != _tags_of_wheel_file(_headers(archive.read(f"{folder}.dist-info/WHEEL", WHEEL_BYTES))):
         raise BadFileError(
             "the tags in its file name are not the tags in its WHEEL file.",

@@ -1,11 +1,12 @@
--- The hub's database, version 2. Portable SQL where that costs nothing; times are Unix seconds, sizes bytes.
--- An older version is brought here by `upgrade_2.sql`.
+-- The hub's database, version 3. Portable SQL where that costs nothing; times are Unix seconds, sizes bytes.
+-- An older version is brought here by `upgrade_2.sql` and so on.
 
 CREATE TABLE accounts (
     account_id    TEXT PRIMARY KEY,
     name          TEXT NOT NULL UNIQUE,
     password_hash TEXT NOT NULL,
-    created_at    DOUBLE PRECISION NOT NULL
+    created_at    DOUBLE PRECISION NOT NULL,
+    may_publish   INTEGER NOT NULL DEFAULT 0
 );
 
 -- A device of an account. `connection` counts its logins: what an older socket still says changes nothing. `receiver`
@@ -34,17 +35,31 @@ CREATE TABLE objects (
     created_at  DOUBLE PRECISION NOT NULL
 );
 
+-- A retired program is listed and sent no more; what runs goes on.
 CREATE TABLE programs (
     program_id TEXT PRIMARY KEY,
     title      TEXT NOT NULL,
-    created_at DOUBLE PRECISION NOT NULL
+    created_at DOUBLE PRECISION NOT NULL,
+    retired    INTEGER NOT NULL DEFAULT 0
 );
 
+-- The name an operating system knows a program by -> the program.
+CREATE TABLE aliases (
+    os_type      TEXT NOT NULL,
+    package_name TEXT NOT NULL,
+    program_id   TEXT NOT NULL REFERENCES programs,
+    PRIMARY KEY (os_type, package_name)
+);
+CREATE INDEX aliases_of_program ON aliases (program_id);
+
+-- A yanked release is chosen no more until it is restored; what runs goes on.
 CREATE TABLE releases (
     program_id  TEXT NOT NULL REFERENCES programs,
     version     TEXT NOT NULL,
     version_key TEXT NOT NULL,
     created_at  DOUBLE PRECISION NOT NULL,
+    channel     TEXT NOT NULL DEFAULT 'stable',
+    yanked      INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (program_id, version)
 );
 CREATE INDEX releases_newest_first ON releases (program_id, version_key DESC);

@@ -44,3 +44,8 @@ def _build(folder: Path, kind: InstallerKind, settings: RunnerSettings) -> Runne
             return WheelRunner(folder, settings)
         case "apk":
             return SimulatedRunner(folder, settings)
+        case _:
+            raise UsageError(
+                f"This device is to install {kind} files, and Lockstep has no runner of its own for them.",
+                hint=f"Give a command under [installers.{kind}], or take {kind!r} out of installer_kinds.",
+            )

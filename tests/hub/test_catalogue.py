@@ -9,10 +9,10 @@ import pytest
 
 from hub.app import Hub
 from hub.catalogue import PublishOptions, describe_selector
+from hub.matching import Selector
 from protocol import limits
 from protocol.device import InstallerKind
 from protocol.errors import BadFileError, ConflictError, UsageError
-from protocol.matching import Selector
 from tests.harness.installers import make_installer
 from tests.hub.rooms import open_rooms
 

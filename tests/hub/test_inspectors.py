@@ -26,11 +26,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hub.inspectors import apk, axml, deb, inspect, resources, wheel, zips
+from hub.matching import Selector
 from hub.records import InstallerFacts
 from protocol.device import DeviceInfo
 from protocol.errors import BadFileError
 from protocol.limits import OBJECT_BYTES
-from protocol.matching import Selector
 
 DEMO = Path(__file__).parents[2] / "hub" / "demo"
 DEB = DEMO / "installers" / "hello-lockstep_1.0.0-1_all.deb"

@@ -7,14 +7,14 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+from hub.matching import Selector
 from hub.objects import Pack
 from hub.records import InstallerFacts
 from hub.store import QUERIES
+from hub.versions import version_sort_key
 from protocol import chunks
 from protocol.device import DeviceInfo
-from protocol.matching import Selector
 from protocol.messages import Run
-from protocol.versions import version_sort_key
 
 NAMES: Final = frozenset({"hub.example:443"})
 DEVICE: Final = DeviceInfo(model="Test PC", os_type="linux", installer_kinds=("deb",))

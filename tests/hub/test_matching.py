@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.device import FORM_FACTORS, DeviceInfo
-from protocol.matching import (
+from hub.matching import (
     CHECKS,
     ONLY_CANDIDATE,
     REJECTIONS_LISTED,
@@ -21,6 +20,7 @@ from protocol.matching import (
     compare_versions,
     match,
 )
+from protocol.device import FORM_FACTORS, DeviceInfo
 
 PHONE = DeviceInfo(
     model="Galaxy S21",

@@ -18,13 +18,14 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
+from hub.versions import compare_versions as compare_versions  # offered here too: most callers match as well
+from hub.versions import version_key
+from hub.versions import version_sort_key as version_sort_key
 from protocol import limits
 from protocol.device import Architecture, DeviceInfo, FormFactor, Inches, InstallerKind, Name, OsType, Pixels
-from protocol.versions import compare_versions as compare_versions  # offered here too: most callers match as well
-from protocol.versions import version_key
-from protocol.versions import version_sort_key as version_sort_key
 
 Bound: TypeAlias = Annotated[str, Meta(max_length=64)]
+WheelTag: TypeAlias = Annotated[str, Meta(min_length=1, max_length=255)]
 
 
 class Selector(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -52,16 +53,25 @@ class Selector(Struct, frozen=True, kw_only=True, omit_defaults=True):
     density_dpi_maximum: Annotated[int, Meta(ge=1)] | None = None
     features_required: tuple[Name, ...] = ()
     features_forbidden: tuple[Name, ...] = ()
+    wheel_tags: tuple[WheelTag, ...] = ()
 
 
 class Candidate(Struct, frozen=True, kw_only=True):
-    """One installer the resolver may choose. `digest` is the object's SHA-256; `size` is in bytes."""
+    """One installer the resolver may choose. `digest` is the object's SHA-256; `size` is in bytes.
+
+    `version` is the release's; `file_version` the header's own; `sortable_version` what the order of its kind compares
+    (an APK's versionCode). `signer_digest` is the SHA-256 of the first signing certificate in hex, empty if unsigned.
+    """
 
     digest: bytes
     version: str
     kind: InstallerKind
     size: int
     selector: Selector
+    file_version: str = ""
+    sortable_version: str = ""
+    signer_digest: str = ""
+    channel: str = "stable"
 
 
 class Mismatch(Struct, frozen=True, kw_only=True):

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from packaging.version import Version
 
-from protocol import versions
-from protocol.versions import compare_versions, version_sort_key
+from hub import versions
+from hub.versions import compare_versions, version_sort_key
 
 # Each row holds names of one version; the rows run from the oldest to the newest.
 EXAMPLES = (
