@@ -77,17 +77,29 @@ class Catalogue:
         return [_published(row) for row in await self._store.transaction(body)]
 
 
-async def read_candidates(transaction: Transaction, program: str) -> tuple[Candidate, ...]:
-    """Return every installer of a program as the resolver takes them."""
-    return tuple(
-        Candidate(
-            digest=row["digest"],
-            version=row["version"],
-            kind=row["kind"],
-            size=row["size"],
-            selector=_facts(row).selector,
-        )
-        for row in await transaction.rows("installers_of_program", program_id=program)
+async def read_candidates(
+    transaction: Transaction, program: str, channel: str = "", version: str = ""
+) -> tuple[Candidate, ...]:
+    """Return the installers of a program the resolver may choose from: nothing yanked, nothing of a retired program.
+
+    They are those of the channel "stable" and of `channel`; where a `version` is pinned, those of every channel.
+    """
+    rows = await transaction.rows("candidates_of_program", program_id=program, channel=channel, version=version)
+    return tuple(map(_candidate, rows))
+
+
+def _candidate(row: Row) -> Candidate:
+    facts = _facts(row)
+    return Candidate(
+        digest=row["digest"],
+        version=row["version"],
+        kind=row["kind"],
+        size=row["size"],
+        selector=facts.selector,
+        file_version=row["file_version"],
+        sortable_version=facts.sortable_version,
+        signer_digest=facts.signer_digest,
+        channel=row["channel"],
     )
 
 

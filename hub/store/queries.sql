@@ -88,6 +88,16 @@ VALUES (:digest, :program_id, :version, :kind, :package_name, :file_version, :fi
 -- name: installers_of_program
 SELECT * FROM installers WHERE program_id = :program_id ORDER BY digest;
 
+-- name: candidates_of_program
+SELECT i.*, r.channel FROM programs p CROSS JOIN releases r ON r.program_id = p.program_id
+CROSS JOIN installers i ON i.program_id = r.program_id AND i.version = r.version
+WHERE p.program_id = :program_id AND p.retired = 0 AND r.yanked = 0
+    AND (:version <> '' OR r.channel IN ('stable', :channel))
+ORDER BY i.digest;
+
+-- name: releases_of_program
+SELECT * FROM releases WHERE program_id = :program_id ORDER BY version_key DESC, version;
+
 -- name: catalogue
 SELECT i.*, p.title, r.version_key, o.stored_size FROM installers i JOIN objects o ON o.digest = i.digest
 JOIN programs p ON p.program_id = i.program_id
@@ -100,7 +110,7 @@ JOIN objects o ON o.digest = i.digest JOIN programs p ON p.program_id = i.progra
 WHERE i.digest = :digest;
 
 -- name: program
-SELECT program_id, title FROM programs WHERE program_id = :program_id;
+SELECT * FROM programs WHERE program_id = :program_id;
 
 -- name: program_ids
 SELECT program_id FROM programs ORDER BY program_id LIMIT 10000;
