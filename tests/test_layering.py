@@ -45,6 +45,8 @@ ORDER: Final = (
     "hub.backup",
     "hub.inspectors.zips",
     "hub.inspectors.source",
+    "hub.inspectors.sidecar",
+    "hub.inspectors.names",
     "hub.inspectors.axml",
     "hub.inspectors.resources",
     "hub.inspectors.signer",
