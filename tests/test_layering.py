@@ -79,6 +79,8 @@ ORDER: Final = (
     "hub.admin",
     "hub.demo",
     "hub.demo.run",
+    "hub.commandline",
+    "hub.publishing",
     "hub.cli",
     "hub.__main__",
     "terminal",
@@ -130,11 +132,12 @@ LIBRARIES: Final[dict[str, tuple[str, ...]]] = {
         "terminal.client", "terminal.simulated",
     ),
     "click": (
-        "hub.cli", "terminal.cli", "terminal.deciding", "terminal.place", "terminal.simulator", "terminal.watching",
+        "hub.cli", "hub.commandline", "hub.publishing",
+        "terminal.cli", "terminal.deciding", "terminal.place", "terminal.simulator", "terminal.watching",
     ),
     "rich": ("terminal.tables", "terminal.place", "terminal.watching"),
     "packaging": ("hub.inspectors", "terminal.installers"),
-    "uvloop": ("hub.cli", "terminal.cli"),
+    "uvloop": ("hub.commandline", "terminal.cli"),
     "msgspec": PACKAGES,
 }  # fmt: skip
 

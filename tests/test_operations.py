@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from hub.cli import publish
 from hub.config import Settings
+from hub.publishing import publish
 from protocol.device import DeviceInfo
 from terminal.targets import ExitCode
 
