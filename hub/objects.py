@@ -21,6 +21,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 import weakref
 import zlib
 from array import array
@@ -141,20 +142,23 @@ class Objects:
         self._store_bytes = store_bytes
         self._on_disk_failure = on_disk_failure
         self._open: weakref.WeakValueDictionary[bytes, Pack] = weakref.WeakValueDictionary()
+        self._taken_bytes: int | None = None  # not read yet
+        self._names = threading.Lock()  # held while a file gets or loses its name
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for leftover in folder.glob(f"{_TEMPORARY_PREFIX}*"):
             leftover.unlink()
 
-    def add(self, source: Path) -> StoredObject:
+    def add(self, source: Path, digest: bytes = b"") -> StoredObject:
         """Cut, compress and store the file `source`; return what is stored. Blocking: call it in a thread.
 
-        Raises BadFileError for an empty or unreadable file, RefusedError for one too large or a disk too full,
-        UnavailableError when the disk could not keep it. The same bytes twice are stored once.
+        Raises BadFileError for an empty or unreadable file, or one that has not the SHA-256 `digest` where that is
+        given, RefusedError for one too large or a disk too full, UnavailableError when the disk could not keep it. The
+        same bytes twice are stored once.
         """
         try:
             size = source.stat().st_size
             self._check_room(source.name, size)
-            return self._pack(source, size)
+            return self._pack(source, size, digest)
         except OSError as error:
             if error.errno in _DISK_FULL:
                 raise RefusedError(
@@ -202,6 +206,13 @@ class Objects:
     def file_names(self) -> list[str]:
         """Return every file under the folder, relative to it, sorted."""
         return sorted(str(path.relative_to(self._folder)) for path in self._folder.rglob("*") if path.is_file())
+
+    def taken_bytes(self) -> int:
+        """Return the bytes of all files of objects, what is set aside too. Counted once, then kept up to date."""
+        with self._names:
+            if self._taken_bytes is None:
+                self._taken_bytes = sum(path.stat().st_size for path in self._folder.glob("??/*"))
+            return self._taken_bytes
 
     def check_room_for_rows(self) -> None:
         """Make sure the disk has room for what the database will write. Raises RefusedError, code `disk-full`."""
@@ -253,7 +264,7 @@ class Objects:
     def _set_aside(self, path: Path) -> None:
         aside = path.with_name(path.name + DAMAGED_SUFFIX)
         try:
-            path.replace(aside)
+            self._rename(path, aside)
             self._sync_folder(path.parent)
         except (OSError, UnavailableError) as error:
             log.error("%s is damaged and could not be set aside: %s", path, error)
@@ -281,7 +292,7 @@ class Objects:
                 hint="Free some space, or set disk_reserve_bytes lower.",
                 code="disk-full",
             )
-        taken = sum(path.stat().st_size for path in self._folder.glob("??/*"))
+        taken = self.taken_bytes()
         if taken + size > self._store_bytes:
             raise RefusedError(
                 f"{name} has {size} bytes, and the hub's objects take {taken} of the {self._store_bytes} they may.",
@@ -289,7 +300,7 @@ class Objects:
                 code="store-full",
             )
 
-    def _pack(self, source: Path, size: int) -> StoredObject:
+    def _pack(self, source: Path, size: int, expected: bytes) -> StoredObject:
         whole = hashlib.sha256()
         entries: list[Entry] = []
         with source.open("rb") as stream, self._incoming() as incoming:
@@ -300,6 +311,8 @@ class Objects:
                 incoming.write(stored)
             incoming.flush()
             digest = whole.digest()
+            if expected and digest != expected:
+                raise BadFileError(f"{source.name} was changed while it was read.", hint="Publish it once it is whole.")
             manifest = Manifest.of(entries)
             sealed = sealed_manifest(digest, manifest.data)
             if not self._is_whole(digest, sealed, Path(incoming.name)):
@@ -320,7 +333,24 @@ class Objects:
         """Nobody opens the older file any more, and what was set aside is no longer needed."""
         self._open.pop(digest, None)
         for part in ("pack", "manifest"):
-            self._path(digest, f"{part}{DAMAGED_SUFFIX}").unlink(missing_ok=True)
+            self._remove(self._path(digest, f"{part}{DAMAGED_SUFFIX}"))
+
+    def _rename(self, path: Path, name: Path) -> None:
+        """Give a file its name among the objects; the file that had it is gone."""
+        with self._names:
+            change = path.stat().st_size * (path.parent != name.parent) - _size_of(name)
+            path.replace(name)
+            self._count(change)
+
+    def _remove(self, path: Path) -> None:
+        with self._names:
+            change = -_size_of(path)
+            path.unlink(missing_ok=True)
+            self._count(change)
+
+    def _count(self, change: int) -> None:
+        if self._taken_bytes is not None:
+            self._taken_bytes += change
 
     def _path(self, digest: bytes, part: str) -> Path:
         name = digest.hex()
@@ -345,7 +375,7 @@ class Objects:
         incoming.flush()
         self._sync(incoming.fileno(), path)
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        Path(incoming.name).replace(path)
+        self._rename(Path(incoming.name), path)
         for folder in (path.parent, self._folder):
             self._sync_folder(folder)
 
@@ -370,6 +400,14 @@ class Objects:
             what = f"{path.name}: {error.strerror}"
             self._on_disk_failure(what)
             raise UnavailableError(f"The hub's disk could not keep {what}.", code="disk-failed") from None
+
+
+def _size_of(path: Path) -> int:
+    """Return the bytes of a file, 0 when it is not there."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def sealed_manifest(digest: bytes, manifest: bytes) -> bytes:

@@ -214,6 +214,46 @@ def test_a_store_that_has_its_fill_refuses_more(tmp_path: Path) -> None:
     assert caught.value.code == "store-full"
 
 
+def test_what_the_objects_take_is_right_after_adding_damage_mending_and_a_restart(tmp_path: Path) -> None:
+    folder = tmp_path / "objects"
+    source = file_of(tmp_path)
+
+    def on_disk() -> int:
+        return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+    for run in (1, 2):  # what the second run finds there was left by the first
+        objects = Objects(folder, reserve_bytes=0)
+        assert objects.taken_bytes() == on_disk()
+        digest = objects.add(source).digest
+        assert objects.taken_bytes() == on_disk() > 0
+        flip_bit(next(folder.rglob(f"{digest.hex()}.pack")), 100)
+        with pytest.raises(BadDataError):
+            list(objects.read_whole(digest))
+        assert ".damaged" in files_in(folder)
+        assert objects.taken_bytes() == on_disk()
+        objects.add(source)
+        assert ".damaged" not in files_in(folder)
+        assert objects.taken_bytes() == on_disk()
+        objects.add(file_of(tmp_path, 50_000 + run))
+        assert objects.taken_bytes() == on_disk()
+
+
+def test_the_folder_is_counted_once_and_not_again_at_each_publish(tmp_path: Path) -> None:
+    objects = Objects(tmp_path / "objects", reserve_bytes=0, store_bytes=1_000_000)
+    digest = objects.add(file_of(tmp_path)).digest
+    (tmp_path / "objects" / digest.hex()[:2] / "put-here-by-hand").write_bytes(bytes(1_000_000))
+    objects.add(file_of(tmp_path, 40_001))
+    with pytest.raises(RefusedError, match="they may"):
+        Objects(tmp_path / "objects", reserve_bytes=0, store_bytes=1_000_000).add(file_of(tmp_path, 40_002))
+
+
+def test_a_file_that_is_not_the_one_that_was_inspected_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    objects = Objects(tmp_path / "objects", reserve_bytes=0)
+    with pytest.raises(BadFileError, match="changed while it was read"):
+        objects.add(file_of(tmp_path), bytes(32))
+    assert files_in(tmp_path / "objects") == []
+
+
 def test_rows_are_refused_only_when_less_is_free_than_is_kept_for_them(tmp_path: Path) -> None:
     Objects(tmp_path / "objects", reserve_bytes=0).check_room_for_rows()
     Objects(tmp_path / "objects", reserve_bytes=2 * shutil.disk_usage(tmp_path).free).check_room_for_rows()
