@@ -60,6 +60,8 @@ ORDER: Final = (
     "hub.inspectors.msix",
     "hub.inspectors.exe",
     "hub.inspectors",
+    "hub.inspectors.worker",
+    "hub.inspection",
     "hub.catalogue",
     "hub.resolver",
     "hub.pokes",
@@ -136,7 +138,7 @@ LIBRARIES: Final[dict[str, tuple[str, ...]]] = {
         "terminal.cli", "terminal.deciding", "terminal.place", "terminal.simulator", "terminal.watching",
     ),
     "rich": ("terminal.tables", "terminal.place", "terminal.watching"),
-    "packaging": ("hub.inspectors", "terminal.installers"),
+    "packaging": ("hub.versions", "hub.wheeltags", "hub.inspectors", "terminal.installers"),
     "uvloop": ("hub.commandline", "terminal.cli"),
     "msgspec": PACKAGES,
 }  # fmt: skip

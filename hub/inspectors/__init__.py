@@ -1,22 +1,30 @@
 """Inspectors: an installer file -> the facts its own header gives.
 
 One file per format, each with the same two functions: `recognises`, by the file's first bytes and its members, never by
-its name, and `read_facts`. This one asks them all and is the border at which every foreign exception becomes a
-BadFileError. Nothing here runs, unpacks to disk or verifies an installer, and no file is read whole: only directories
-and manifests, each with a bound.
+its name, and `read_facts`. This one asks them all, takes the sidecar where there is no header to read, and is the
+border at which every foreign exception becomes a BadFileError. Nothing here runs, unpacks to disk or verifies an
+installer, and no file is read whole: only directories and manifests, each with a bound.
 """
 
+import os
+import re
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
-from hub.inspectors import apk, apks, deb, exe, ipa, msi, msix, rpm, wheel
+import msgspec
+from msgspec import Struct
+
+from hub.inspectors import apk, apks, deb, exe, ipa, msi, msix, names, rpm, sidecar, wheel
+from hub.inspectors.sidecar import Sidecar
 from hub.inspectors.source import Source
 from hub.records import InstallerFacts
-from protocol.errors import BadFileError
-from protocol.limits import IDENTIFIER_CHARACTERS, NAME_CHARACTERS, OBJECT_BYTES, TEXT_CHARACTERS
+from protocol.errors import BadFileError, LockstepError
+from protocol.limits import IDENTIFIER_CHARACTERS, KIB, NAME_CHARACTERS, OBJECT_BYTES, TEXT_CHARACTERS
 
-__all__ = ["inspect"]
+__all__ = ["Inspected", "check_facts", "inspect", "open_installer", "read_installer", "told_of"]
 
 
 class Format(Protocol):
@@ -27,6 +35,13 @@ class Format(Protocol):
 
     def read_facts(self, source: Source) -> InstallerFacts:
         """Return the facts its header gives."""
+
+
+class Inspected(Struct, frozen=True, kw_only=True):
+    """What is known of an installer: the facts of its header, or of its sidecar where it has none; and the sidecar."""
+
+    facts: InstallerFacts
+    sidecar: Sidecar = Sidecar()
 
 
 FORMATS: Final[dict[str, Format]] = {
@@ -40,63 +55,106 @@ FORMATS: Final[dict[str, Format]] = {
     "a Windows app package": msix,
     "a Windows program": exe,
 }
+FACTS_BYTES: Final = 128 * KIB  # as JSON
 DAMAGED_HINT: Final = "Get the file again from where it was built and compare its SHA-256."
-UNKNOWN_HINT: Final = "Lockstep reads Debian packages (.deb), Android packages (.apk) and Python wheels (.whl)."
+TOO_MUCH: Final = "inspection-failed"
+
+_DIGEST: Final = re.compile(r"(?:[0-9a-f]{64})?")
 
 
 def inspect(path: Path, name: str = "") -> InstallerFacts:
-    """Return the facts the header of the installer at `path` gives.
+    """Return the facts the header of the installer at `path` gives, read in this process.
 
     `name` is the file's original name where `path` is a stored copy; only a wheel needs it. Raises BadFileError, and
     nothing else, for a file that is missing, not a file, empty, unreadable, damaged, cut off or of an unknown format.
     """
     shown = name or path.name or str(path)
+    with told_of(shown), open_installer(path) as file:
+        return read_installer(file, shown).facts
+
+
+def open_installer(path: Path) -> BinaryIO:
+    """Open a plain file for reading. Raises BadFileError for anything else: a pipe could block for ever."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise BadFileError("it is not a file.", hint="Give the path of one installer file.")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_installer(file: BinaryIO, name: str, beside: bytes | None = None) -> Inspected:
+    """Return what is known of the open installer called `name`; `beside` is the content of its sidecar.
+
+    Raises BadFileError for one that cannot be read, and ConflictError where its sidecar contradicts it.
+    """
+    with told_of(name):
+        said = Sidecar() if beside is None else sidecar.parse(beside, name + sidecar.SUFFIX)
+        source = _source(file, name)
+        found = [words for words, one in FORMATS.items() if one.recognises(source)]
+        if len(found) > 1:
+            raise BadFileError(f"it is {' and '.join(found)} at once.", hint="Publish a file that is one thing.")
+        if not found and beside is None:
+            raise names.refusal(source)
+        facts = (
+            check_facts(FORMATS[found[0]].read_facts(source))
+            if found
+            else check_facts(sidecar.facts_of(said, names.kind_of(source), name))
+        )
+        sidecar.check(said, facts, name)
+        return Inspected(facts=facts, sidecar=said)
+
+
+@contextmanager
+def told_of(name: str) -> Iterator[None]:
+    """Turn whatever goes wrong within into a BadFileError that begins with the file's name; a UsageError stays."""
     try:
-        with _open(path) as file:
-            return _checked(_read_facts(file, shown))
+        yield
     except BadFileError as error:
-        raise BadFileError(f"{shown}: {error.message}", hint=error.hint or DAMAGED_HINT) from error
+        message = error.message if error.message.startswith(name) else f"{name}: {error.message}"
+        raise BadFileError(message, hint=error.hint or DAMAGED_HINT, code=error.code) from error
+    except LockstepError:
+        raise
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise BadFileError(f"{shown}: it cannot be read ({reason}).", hint="Check the path and its rights.") from error
+        raise BadFileError(f"{name}: it cannot be read ({reason}).", hint="Check the path and its rights.") from error
+    except MemoryError as error:
+        raise BadFileError(
+            f"{name}: reading it takes more memory than is allowed.", hint=DAMAGED_HINT, code=TOO_MUCH
+        ) from error
     except Exception as error:
-        raise BadFileError(f"{shown}: it is damaged ({type(error).__name__}).", hint=DAMAGED_HINT) from error
+        raise BadFileError(f"{name}: it is damaged ({type(error).__name__}).", hint=DAMAGED_HINT) from error
 
 
-def _open(path: Path) -> BinaryIO:
-    """Open a plain file; anything else could block for ever, as a pipe does."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise BadFileError("it is not a file.", hint="Give the path of one installer file.")
-    return path.open("rb")
+def check_facts(facts: InstallerFacts) -> InstallerFacts:
+    """Return `facts`, or raise BadFileError where no message could carry them: a header may be sound and absurd."""
+    for what, text, characters in (
+        ("package name", facts.package_name, IDENTIFIER_CHARACTERS),
+        ("version", facts.version, NAME_CHARACTERS),
+        ("version", facts.release, NAME_CHARACTERS),
+        ("version", facts.sortable_version, NAME_CHARACTERS),
+        ("title", facts.title, TEXT_CHARACTERS),
+        ("icon", facts.icon, TEXT_CHARACTERS),
+    ):
+        if len(text) > characters or not text.isprintable():
+            raise BadFileError(f"its {what} {text[:60]!r} is no line of at most {characters} characters.")
+    if not facts.package_name or not facts.version or not _DIGEST.fullmatch(facts.signer_digest):
+        raise BadFileError("it does not say what it is called, or which version it is.")
+    try:
+        encoded = msgspec.json.encode(facts)
+        msgspec.json.decode(encoded, type=InstallerFacts)
+    except msgspec.ValidationError as error:
+        raise BadFileError(f"what it says fits no device: {str(error)[:200]}.") from error
+    if len(encoded) > FACTS_BYTES:
+        raise BadFileError(f"what it says takes {len(encoded)} bytes, and at most {FACTS_BYTES} are kept.")
+    return facts
 
 
-def _read_facts(file: BinaryIO, file_name: str) -> InstallerFacts:
-    source = Source(file, file_name)
+def _source(file: BinaryIO, name: str) -> Source:
+    source = Source(file, name)
     if source.size == 0:
         raise BadFileError("it is empty.")
     if source.size > OBJECT_BYTES:
         raise BadFileError(
             f"it has {source.size} bytes, and at most {OBJECT_BYTES} are taken.", hint="Build a smaller installer."
         )
-    found = [name for name, one in FORMATS.items() if one.recognises(source)]
-    if len(found) > 1:
-        raise BadFileError(f"it is {_list(found)} at once.", hint="Publish a file that is one thing.")
-    if not found:
-        fault = "it is a zip archive but no installer." if source.is_zip else "it is of no installer format known here."
-        raise BadFileError(fault, hint=UNKNOWN_HINT)
-    return FORMATS[found[0]].read_facts(source)
-
-
-def _list(words: list[str]) -> str:
-    return " and ".join(words)
-
-
-def _checked(facts: InstallerFacts) -> InstallerFacts:
-    """Refuse what the wire could not carry: a header may be sound and still absurd."""
-    if len(facts.package_name) > IDENTIFIER_CHARACTERS:
-        raise BadFileError(f"its package name has more than {IDENTIFIER_CHARACTERS} characters.")
-    if len(facts.version) > NAME_CHARACTERS or not facts.version.isprintable():
-        raise BadFileError(f"its version {facts.version[:60]!r} is no line of at most {NAME_CHARACTERS} characters.")
-    if len(facts.title) > TEXT_CHARACTERS or not facts.title.isprintable():
-        raise BadFileError(f"its title {facts.title[:60]!r} is no line of at most {TEXT_CHARACTERS} characters.")
-    return facts
+    return source
