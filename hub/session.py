@@ -5,13 +5,17 @@ event. The session holds no socket, store or callback, so two sessions can be te
 
 Opening: hello -> challenge -> enrol or login -> (look-ups) -> admit -> welcome. Then three things run side by side:
 requests are answered one by one; a receiving terminal that has sent its inventory is served what it is owed, one
-transfer at a time; and an initiator is told what changed in its syncs, at most twice a second.
+transfer at a time; and an initiator is told what changed in its syncs, at most twice a second. Beside these a terminal
+may upload one installer: publish -> BeginUpload -> TakePage, once a page -> PrepareUpload -> want -> TakeFrame, once a
+frame -> PublishUpload -> published. Reading whole files takes long, so what PrepareUpload and PublishUpload bring back
+comes later; what comes of an upload that has ended is passed over.
 
 A transfer is over when its delivery installs, waits for a person, or ends: then the next is claimed. Until then it has
 the deadlines of `protocol.life`, which every sign of progress sets anew, and all that the hub sends of it: missing one
 counts as a failed try of the terminal, however slow the hub is.
 """
 
+from enum import Enum
 from typing import Final, TypeAlias
 
 from msgspec import Struct
@@ -20,7 +24,7 @@ from hub.records import Changes, Owed, Terminal
 from protocol import codec, keys, life, limits, messages
 from protocol.conversation import Conversation, Phase, Side
 from protocol.device import DeviceInfo
-from protocol.errors import LockstepError, ProtocolError
+from protocol.errors import LockstepError, ProtocolError, UnavailableError
 from protocol.keys import SigningKey
 from protocol.messages import Message
 
@@ -121,6 +125,47 @@ class ChangesRead(Struct, frozen=True):
     changes: Changes
 
 
+class UploadBegun(Struct, frozen=True):
+    """An upload may come, or `error` says why not."""
+
+    request: messages.Publish
+    error: LockstepError | None = None
+
+
+class UploadPageTaken(Struct, frozen=True):
+    """A manifest page of an upload was right; `last` says that the manifest is whole."""
+
+    upload: str
+    last: bool
+
+
+class UploadFetched(Struct, frozen=True):
+    """Prepared or wrote: `frames` written since it began, `done` bytes held, `want` the runs to ask for now."""
+
+    upload: str
+    frames: int
+    done: int
+    want: tuple[messages.Run, ...]
+    complete: bool
+
+
+class UploadPublished(Struct, frozen=True):
+    """The upload is in the catalogue."""
+
+    published: messages.Published
+
+
+class UploadFailed(Struct, frozen=True):
+    """The upload is refused: it is not what was said of it, or not wanted; nothing of it is kept."""
+
+    upload: str
+    code: str
+    text: str
+
+
+UploadEvent: TypeAlias = UploadBegun | UploadPageTaken | UploadFetched | UploadPublished | UploadFailed
+
+
 class Owing(Struct, frozen=True):
     """Look again: the terminal may be owed something."""
 
@@ -160,6 +205,7 @@ Event: TypeAlias = (
     | LiveChecked
     | Reported
     | ChangesRead
+    | UploadEvent
     | Owing
     | Changed
     | Replaced
@@ -281,6 +327,38 @@ class NoteSync(Struct, frozen=True):
     sync: str
 
 
+class BeginUpload(Struct, frozen=True):
+    """May this terminal publish, and is there room? Returns UploadBegun."""
+
+    request: messages.Publish
+
+
+class TakePage(Struct, frozen=True):
+    """Check a manifest page of the upload; returns UploadPageTaken or UploadFailed."""
+
+    page: messages.ManifestPage
+
+
+class PrepareUpload(Struct, frozen=True):
+    """Find out what of the upload is on disk already; brings UploadFetched or UploadFailed later."""
+
+
+class TakeFrame(Struct, frozen=True):
+    """Check a frame of the upload and write it; returns UploadFetched or UploadFailed."""
+
+    frame: messages.Chunks
+
+
+class PublishUpload(Struct, frozen=True):
+    """Read the whole file again and publish it; brings UploadPublished or UploadFailed later."""
+
+
+class EndUpload(Struct, frozen=True):
+    """Let go of the upload; what has come of it is kept for another try."""
+
+
+UploadAction: TypeAlias = BeginUpload | TakePage | PrepareUpload | TakeFrame | PublishUpload | EndUpload
+
 Action: TypeAlias = (
     Send
     | Close
@@ -300,7 +378,30 @@ Action: TypeAlias = (
     | Report
     | ReadChanges
     | NoteSync
+    | UploadAction
 )
+
+
+class _Step(Enum):
+    """What is due next of an upload."""
+
+    BEGINNING = "beginning"
+    PAGES = "pages"
+    PREPARING = "preparing"
+    FETCHING = "fetching"
+    PUBLISHING = "publishing"
+
+
+class _Upload(Struct):
+    """The upload that comes; `idle_at` is when it is given up unless something of it comes."""
+
+    upload: str
+    object: bytes
+    step: _Step = _Step.BEGINNING
+    idle_at: float = 0.0
+
+
+_FROM_TERMINAL: Final = frozenset({_Step.PAGES, _Step.FETCHING})  # when it is the terminal that has to do something
 
 
 class Session:
@@ -327,6 +428,8 @@ class Session:
         self._changes_after = now
         self._revision = 0
         self._ends_told: set[str] = set()
+        self._upload: _Upload | None = None
+        self._uploaded: set[str | bytes] = set()  # ids and objects of the uploads that were taken on this connection
         self._closed = False
 
     @property
@@ -343,6 +446,7 @@ class Session:
             return self._login_by
         due = [self._changes_after] if self._changes_due else []
         due += [self._overdue_at] if self._overdue else []
+        due += [self._upload.idle_at] if self._upload and self._upload.step in _FROM_TERMINAL else []
         return min(due, default=None)
 
     def handle(self, event: Event, now: float) -> list[Action]:
@@ -372,6 +476,8 @@ class Session:
                 return self._look_again()
             case Claimed() | TransferBroken() | LiveChecked() | Reported():
                 return self._deliver(event, now)
+            case UploadBegun() | UploadPageTaken() | UploadFetched() | UploadPublished() | UploadFailed():
+                return self._upload_went_on(event, now)
             case _:
                 return self._told(event, now)
 
@@ -502,8 +608,10 @@ class Session:
                 return [NoteSync(sync)]
             case messages.Want() | messages.Progress() | messages.Received() | messages.Refused():
                 return self._transfer(message, now)
-            case messages.Offer() | messages.ManifestPage() | messages.Chunks():
-                raise ProtocolError("This hub has asked for no object.", code="not-offered")
+            case messages.Publish() | messages.ManifestPage() | messages.Chunks() | messages.Withdraw():
+                return self._upload_said(message, now)
+            case messages.Offer():
+                raise ProtocolError("A terminal offers nothing; it publishes.", code="not-offered")
             case messages.Error():
                 return []  # the terminal's complaint is in its own log; there is nothing to do here
             case _:
@@ -634,6 +742,96 @@ class Session:
         self._look_once_more = False
         return [Claim()]
 
+    # --- an upload ------------------------------------------------------------------------------------------------
+
+    def _upload_said(
+        self, message: messages.Publish | messages.ManifestPage | messages.Chunks | messages.Withdraw, now: float
+    ) -> list[Action]:
+        match message:
+            case messages.Publish():
+                return self._publish(message)
+            case messages.Withdraw(delivery=upload):
+                return self._given_up(upload)
+            case _:
+                return self._object_came(message, now)
+
+    def _publish(self, request: messages.Publish) -> list[Action]:
+        if self._upload is not None:
+            busy = UnavailableError("This terminal uploads a file already.", hint="One after the other.", code="busy")
+            return [self._answer_error(request.id, busy)]
+        self._upload = _Upload(request.upload, request.object)
+        return [BeginUpload(request)]
+
+    def _object_came(self, message: messages.ManifestPage | messages.Chunks, now: float) -> list[Action]:
+        if message.object not in self._uploaded:
+            raise ProtocolError("This hub has asked for no such object.", code="not-offered")
+        upload = self._upload
+        if upload is None or upload.object != message.object or upload.step not in _FROM_TERMINAL:
+            return []  # crossed with the end of its upload
+        upload.idle_at = now + limits.UPLOAD_IDLE_SECONDS
+        if isinstance(message, messages.ManifestPage) == (upload.step is _Step.PAGES):
+            return [TakePage(message) if isinstance(message, messages.ManifestPage) else TakeFrame(message)]
+        what = f"A {messages.kind_of(message)} came while {upload.step.value} was due."
+        return self._refuse_upload(upload.upload, "bad-transfer", what)
+
+    def _given_up(self, upload: str) -> list[Action]:
+        if upload not in self._uploaded:
+            raise ProtocolError(f"There was no upload {upload!r} on this connection.", code="not-offered")
+        if self._upload is None or self._upload.upload != upload or self._upload.step is _Step.PUBLISHING:
+            return []  # it has ended, or cannot be stopped any more
+        self._upload = None
+        return [EndUpload()]
+
+    def _upload_went_on(self, event: UploadEvent, now: float) -> list[Action]:
+        upload = self._upload
+        match event:
+            case UploadBegun(request, error):
+                return self._upload_begun(request, error, now)
+            case UploadPublished(published):
+                return self._end_upload(published.upload, published)
+            case UploadFailed(failed, code, text):
+                return self._refuse_upload(failed, code, text)
+            case _ if upload is None or event.upload != upload.upload:
+                return []
+            case UploadPageTaken(last=last):
+                upload.step = _Step.PREPARING if last else _Step.PAGES
+                return [PrepareUpload()] if last else []
+            case UploadFetched():
+                return self._upload_fetched(upload, event, now)
+
+    def _upload_begun(self, request: messages.Publish, error: LockstepError | None, now: float) -> list[Action]:
+        assert self._upload is not None
+        if error is not None:
+            self._upload = None
+            return [self._answer_error(request.id, error)]
+        self._uploaded.update((request.upload, request.object))
+        self._upload.step = _Step.PAGES
+        self._upload.idle_at = now + limits.UPLOAD_IDLE_SECONDS
+        return [self._send(messages.PublishAccepted(re=request.id, upload=request.upload))]
+
+    def _upload_fetched(self, upload: _Upload, fetched: UploadFetched, now: float) -> list[Action]:
+        told: list[Action] = []
+        if fetched.frames:
+            told.append(self._send(messages.Progress(delivery=upload.upload, frames=fetched.frames, done=fetched.done)))
+        if fetched.complete:
+            upload.step = _Step.PUBLISHING
+            return [*told, PublishUpload()]
+        upload.step = _Step.FETCHING
+        upload.idle_at = now + limits.UPLOAD_IDLE_SECONDS
+        if fetched.want:
+            told.append(self._send(messages.Want(delivery=upload.upload, runs=fetched.want)))
+        return told
+
+    def _refuse_upload(self, upload: str, code: str, text: str) -> list[Action]:
+        refused = messages.Refused(delivery=upload, reason=code, detail=text[: limits.TEXT_CHARACTERS])
+        return self._end_upload(upload, refused)
+
+    def _end_upload(self, upload: str, last_word: messages.Published | messages.Refused) -> list[Action]:
+        if self._upload is None or self._upload.upload != upload:
+            return []
+        self._upload = None
+        return [EndUpload(), self._send(last_word)]
+
     # --- telling an initiator -------------------------------------------------------------------------------------
 
     def _tick(self, sent_at: float, now: float) -> list[Action]:
@@ -644,6 +842,8 @@ class Session:
             self._overdue_at = max(self._overdue_at, sent_at + self._overdue.seconds)
             if now >= self._overdue_at:
                 return self._give_up(self._current.delivery, self._overdue.reason, self._overdue.detail)
+        if self._upload and self._upload.step in _FROM_TERMINAL and now >= self._upload.idle_at:
+            return self._refuse_upload(self._upload.upload, "no-progress", "Nothing more of it came for too long.")
         if self._changes_due and now >= self._changes_after:
             self._changes_due = False
             self._changes_after = now + limits.SYNC_UPDATES_EVERY_SECONDS
@@ -674,6 +874,9 @@ class Session:
     def _error(self, code: str, text: str, hint: str = "") -> Send:
         return Send(messages.Error(code=code, message=text[: limits.TEXT_CHARACTERS], hint=hint))
 
+    def _answer_error(self, request: int, error: LockstepError) -> Send:
+        return self._send(error_message(error, request))
+
     def _refuse(self, text: str, hint: str, code: str = "not-authorised") -> list[Action]:
         return [self._error(code, text, hint), Close(CLOSE_REFUSED, code)]
 
@@ -681,6 +884,17 @@ class Session:
         if not self.is_open:
             return [Close(CLOSE_REFUSED, "")]  # a stranger learns nothing
         return [self._error(error.code, error.message, error.hint), Close(CLOSE_VIOLATION, error.code)]
+
+
+def error_message(error: LockstepError, request: int) -> messages.Error:
+    """Return `error` as the answer to a request."""
+    return messages.Error(
+        code=error.code,
+        message=error.message[: limits.TEXT_CHARACTERS],
+        hint=error.hint[: limits.TEXT_CHARACTERS],
+        near=tuple(name[: limits.TEXT_CHARACTERS] for name in getattr(error, "near", ())),
+        re=request,
+    )
 
 
 def _failed(delivery: str, reason: str, detail: str) -> messages.State:

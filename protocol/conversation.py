@@ -38,6 +38,7 @@ _EITHER: Final[frozenset[type[Message]]] = frozenset(
         messages.Progress,
         messages.Received,
         messages.Refused,
+        messages.Withdraw,
         messages.Noted,
         messages.Error,
     }
@@ -63,7 +64,8 @@ MAY_SAY: Final[dict[tuple[Phase, Side], frozenset[type[Message]]]] = {
         messages.CancelResult,
         messages.HistoryResult,
         messages.Done,
-        messages.Withdraw,
+        messages.PublishAccepted,
+        messages.Published,
     },
 }
 

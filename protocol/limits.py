@@ -37,6 +37,7 @@ MANIFEST_ENTRIES: Final = 300_000
 MANIFEST_ENTRY_BYTES: Final = 40  # 32 digest, 4 raw size, 4 stored size
 MANIFEST_PAGE_ENTRIES: Final = 4_096
 WANT_RUNS: Final = 1_024
+SIDECAR_BYTES: Final = 64 * KIB
 
 # --- transfer -----------------------------------------------------------------------------------------------------
 FRAME_BYTES: Final = 256 * KIB  # pack bytes in one `chunks` message
@@ -60,6 +61,7 @@ HEARD_WITHIN_SECONDS: Final = 10.0
 SEND_SECONDS: Final = 20.0
 DEVICE_CHANGES_EVERY_SECONDS: Final = 0.25
 SYNC_UPDATES_EVERY_SECONDS: Final = 0.5
+UPLOAD_IDLE_SECONDS: Final = 120.0  # no page and no frame of what the hub asked for: the upload is given up
 PRESENCE_GRACE_SECONDS: Final = 5.0
 RECONNECT_FIRST_SECONDS: Final = 1.0
 RECONNECT_LARGEST_SECONDS: Final = 60.0

@@ -432,13 +432,9 @@ class InstallerOffer(Struct, frozen=True, kw_only=True, omit_defaults=True):
     file_name: Annotated[str, Meta(max_length=255)]
 
 
-class Offer(Message, tag="offer", frozen=True, kw_only=True):
-    """Either: `delivery` brings `object` (SHA-256), `size` bytes in `chunks` chunks; `pages` manifest pages follow.
+class ObjectMessage(Message, frozen=True, kw_only=True):
+    """What is said of an object before it comes: `object` is its SHA-256; `pages` manifest pages follow."""
 
-    `attempt` counts the tries, from 1. `initiator` names the device that asked, for the person who is to agree.
-    """
-
-    delivery: Identifier
     object: Digest
     size: Annotated[int, Meta(ge=1, le=limits.OBJECT_BYTES)]
     chunks: Annotated[int, Meta(ge=1, le=limits.MANIFEST_ENTRIES)]
@@ -446,9 +442,54 @@ class Offer(Message, tag="offer", frozen=True, kw_only=True):
     pages: Annotated[int, Meta(ge=1, le=limits.MANIFEST_ENTRIES // limits.MANIFEST_PAGE_ENTRIES + 1)]
     manifest: Digest
     chunking: Chunking
+
+
+class Offer(ObjectMessage, tag="offer", frozen=True, kw_only=True):
+    """Either: `delivery` brings `object` (SHA-256), `size` bytes in `chunks` chunks; `pages` manifest pages follow.
+
+    `attempt` counts the tries, from 1. `initiator` names the device that asked, for the person who is to agree.
+    """
+
+    delivery: Identifier
     installer: InstallerOffer
     attempt: Count = 1
     initiator: Text = ""
+
+
+class Publish(ObjectMessage, tag="publish", frozen=True, kw_only=True):
+    """Up: put an installer into the catalogue: the object comes as that of an offer does, the other way round.
+
+    `upload` is chosen by the terminal and takes the place of the delivery in `want`, `progress`, `refused` and
+    `withdraw`. `sidecar` is the text of the file's NAME.lockstep.toml, UTF-8.
+    """
+
+    id: RequestId
+    upload: Identifier
+    file_name: Annotated[str, Meta(min_length=1, max_length=255)]
+    program: OptionalIdentifier = ""
+    title: Text = ""
+    channel: Code = ""
+    sidecar: Annotated[bytes, Meta(max_length=limits.SIDECAR_BYTES)] = b""
+
+
+class PublishAccepted(Message, tag="publish_accepted", frozen=True, kw_only=True):
+    """Down: the upload may begin: the manifest goes up, then what the hub wants of the object."""
+
+    re: RequestId
+    upload: Identifier
+
+
+class Published(Message, tag="published", frozen=True, kw_only=True):
+    """Down: the upload is in the catalogue. `new` is false when these bytes were there before; `fits` is for people."""
+
+    upload: Identifier
+    program: Identifier
+    title: Text
+    version: Version
+    installer_kind: InstallerKind
+    digest: Digest
+    new: bool
+    fits: Text
 
 
 class ManifestPage(Message, tag="manifest", frozen=True, kw_only=True):
@@ -508,9 +549,10 @@ class Refused(Message, tag="refused", frozen=True, kw_only=True):
 
 
 class Withdraw(Message, tag="withdraw", frozen=True, kw_only=True):
-    """Down: the delivery is not wanted any more; what has been received may be kept, nothing more comes.
+    """Either: the delivery is not wanted any more; what has been received may be kept, nothing more comes.
 
-    Also the answer to a `state` that the delivery can no longer come to, above all `installing`.
+    Upwards it gives an upload up. Downwards it also answers a `state` that the delivery can no longer come to, above
+    all `installing`.
     """
 
     delivery: Identifier
@@ -630,6 +672,9 @@ AnyMessage: TypeAlias = (
     | Received
     | Refused
     | Withdraw
+    | Publish
+    | PublishAccepted
+    | Published
     | State
     | Noted
     | Inbox
@@ -638,7 +683,9 @@ AnyMessage: TypeAlias = (
     | Error
 )
 
-Request: TypeAlias = DevicesRequest | DeviceUpdate | Programs | Plan | Sync | Undo | SyncRequest | Cancel | History
+Request: TypeAlias = (
+    DevicesRequest | DeviceUpdate | Programs | Plan | Sync | Undo | SyncRequest | Cancel | History | Publish
+)
 LocalRequest: TypeAlias = Inbox | Decide
 
 CLASSES: Final[tuple[type[Message], ...]] = get_args(AnyMessage)

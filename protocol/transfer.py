@@ -22,7 +22,7 @@ from msgspec import Struct
 
 from protocol import chunks, limits
 from protocol.errors import ProtocolError, TransferError
-from protocol.messages import Chunks, ManifestPage, Offer, Run
+from protocol.messages import Chunks, ManifestPage, ObjectMessage, Run
 
 
 class PageDue(Struct, frozen=True):
@@ -135,7 +135,7 @@ class Sender:
 class Receiver:
     """Knows what of one offered object is missing, and checks each page and frame before it is used."""
 
-    def __init__(self, offer: Offer) -> None:
+    def __init__(self, offer: ObjectMessage) -> None:
         self.offer = offer
         self.frames = 0
         self.done_bytes = 0

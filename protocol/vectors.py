@@ -375,6 +375,7 @@ def transfer_examples() -> list[tuple[str, Message]]:
         ("up", messages.Received(delivery=offer.delivery)),
         ("up", messages.Refused(delivery=offer.delivery, reason="no-space", detail="100000 bytes needed, 512 free.")),
         ("down", messages.Withdraw(delivery=offer.delivery)),
+        *publish_examples(manifest, offer.object),
         ("up", messages.State(delivery=offer.delivery, state="done", version="8.0.50")),
         ("down", messages.Noted(of=offer.delivery, state="done")),
         (
@@ -387,6 +388,40 @@ def transfer_examples() -> list[tuple[str, Message]]:
                 re=5,
             ),
         ),
+    ]
+
+
+def publish_examples(manifest: chunks.Manifest, digest: bytes) -> list[tuple[str, Message]]:
+    """One example of each message that only the way up has."""
+    publish = messages.Publish(
+        id=10,
+        upload="u-000000000001",
+        object=digest,
+        size=manifest.size,
+        chunks=manifest.count,
+        stored_size=manifest.stored_size,
+        pages=manifest.page_count,
+        manifest=manifest.digest,
+        chunking=chunks.chunking_for(manifest.size),
+        file_name="weixin-8.0.50-arm64.apk",
+        program="weixin",
+        channel="beta",
+        sidecar=b'feature = ["camera"]\n',
+    )
+    published = messages.Published(
+        upload=publish.upload,
+        program="weixin",
+        title="Weixin",
+        version="8.0.50",
+        installer_kind="apk",
+        digest=digest,
+        new=True,
+        fits="android, API 24+, arm64",
+    )
+    return [
+        ("up", publish),
+        ("down", messages.PublishAccepted(re=publish.id, upload=publish.upload)),
+        ("down", published),
     ]
 
 

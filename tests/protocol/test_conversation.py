@@ -20,7 +20,7 @@ WAY_TO = {
     Phase.WELCOME: ("hello", "challenge", "login"),
     Phase.OPEN: ("hello", "challenge", "login", "welcome"),
 }
-EITHER = {"offer", "manifest", "want", "chunks", "progress", "received", "refused", "noted", "error"}
+EITHER = {"offer", "manifest", "want", "chunks", "progress", "received", "refused", "withdraw", "noted", "error"}
 UP = {"devices_request", "device_info", "inventory", "programs", "plan", "sync", "undo", "sync_request", "cancel"}
 LOCAL = {"inbox", "inbox_result", "decide"}  # between the processes of one device
 DOWN = {"devices", "device_changes", "programs_result", "plan_result", "sync_accepted", "sync_update", "sync_done"}
@@ -30,8 +30,10 @@ LEGAL = {
     (Phase.PROOF, Side.TERMINAL): {"enrol", "login"},
     (Phase.PROOF, Side.HUB): {"error"},
     (Phase.WELCOME, Side.HUB): {"welcome", "error"},
-    (Phase.OPEN, Side.TERMINAL): EITHER | UP | {"history", "state"},
-    (Phase.OPEN, Side.HUB): EITHER | DOWN | {"sync_result", "cancel_result", "history_result", "done", "withdraw"},
+    (Phase.OPEN, Side.TERMINAL): EITHER | UP | {"history", "state", "publish"},
+    (Phase.OPEN, Side.HUB): EITHER
+    | DOWN
+    | {"sync_result", "cancel_result", "history_result", "done", "publish_accepted", "published"},
 }
 
 
