@@ -11,7 +11,7 @@ from hub.records import IDENTIFIER, Terminal, new_id
 from hub.store import Row, Store, Transaction
 from protocol import limits
 from protocol.device import DeviceInfo
-from protocol.errors import ConflictError, RefusedError, UsageError
+from protocol.errors import ConflictError, RefusedError, UnknownNameError, UsageError
 from protocol.messages import DeviceRow, Enrol
 
 PASSWORD_CHARACTERS_MINIMUM = 8
@@ -23,6 +23,7 @@ class AccountRow(Struct, frozen=True):
     name: str
     terminals: int
     created_at: float
+    may_publish: bool
 
 
 class Accounts:
@@ -33,8 +34,11 @@ class Accounts:
         self._passwords = passwords
         self._terminals_per_account = terminals_per_account
 
-    async def add(self, name: str, password: str) -> None:
-        """Add an account. Raises UsageError for a bad name or password, ConflictError when it is there already."""
+    async def add(self, name: str, password: str, *, may_publish: bool = False) -> None:
+        """Add an account; its terminals `may_publish` or not.
+
+        Raises UsageError for a bad name or password, ConflictError when it is there already.
+        """
         if not 1 <= len(name) <= limits.NAME_CHARACTERS or not name.isprintable() or name != name.strip():
             raise UsageError(f"{name!r} is not an account name: 1 to {limits.NAME_CHARACTERS} printable characters.")
         if not PASSWORD_CHARACTERS_MINIMUM <= len(password) <= limits.TEXT_CHARACTERS:
@@ -43,7 +47,12 @@ class Accounts:
 
         async def body(transaction: Transaction) -> bool:
             added = await transaction.row(
-                "add_account", account_id=new_id("a"), name=name, password_hash=password_hash, now=time.time()
+                "add_account",
+                account_id=new_id("a"),
+                name=name,
+                password_hash=password_hash,
+                may_publish=may_publish,
+                now=time.time(),
             )
             return added is not None
 
@@ -55,7 +64,29 @@ class Accounts:
 
         async def body(transaction: Transaction) -> list[AccountRow]:
             rows = await transaction.rows("accounts")
-            return [AccountRow(row["name"], row["terminals"], row["created_at"]) for row in rows]
+            return [
+                AccountRow(row["name"], row["terminals"], row["created_at"], bool(row["may_publish"])) for row in rows
+            ]
+
+        return await self._store.transaction(body)
+
+    async def allow_publishing(self, name: str, *, allowed: bool) -> None:
+        """Give the terminals of an account the right to publish, or take it back. Raises UnknownNameError."""
+
+        async def body(transaction: Transaction) -> bool:
+            return await transaction.row("set_may_publish", name=name, may_publish=allowed) is not None
+
+        if not await self._store.transaction(body):
+            raise UnknownNameError(
+                f"There is no account {name!r}.", hint="`lockstep-hub account list` lists them.", code="unknown-account"
+            )
+
+    async def may_publish(self, account_id: str) -> bool:
+        """Return whether the terminals of an account may publish now."""
+
+        async def body(transaction: Transaction) -> bool:
+            row = await transaction.row("may_publish", account_id=account_id)
+            return row is not None and bool(row["may_publish"])
 
         return await self._store.transaction(body)
 

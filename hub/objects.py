@@ -157,7 +157,7 @@ class Objects:
         """
         try:
             size = source.stat().st_size
-            self._check_room(source.name, size)
+            self.check_room(source.name, size)
             return self._pack(source, size, digest)
         except OSError as error:
             if error.errno in _DISK_FULL:
@@ -280,7 +280,8 @@ class Objects:
 
     # --- writing --------------------------------------------------------------------------------------------------
 
-    def _check_room(self, name: str, size: int) -> None:
+    def check_room(self, name: str, size: int) -> None:
+        """Make sure that a file of `size` bytes may be stored. Raises as `add` does for one that may not."""
         if size == 0:
             raise BadFileError(f"{name} is empty.")
         if size > limits.OBJECT_BYTES:

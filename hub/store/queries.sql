@@ -4,13 +4,19 @@
 SELECT account_id, name, password_hash FROM accounts WHERE name = :name;
 
 -- name: accounts
-SELECT a.name, a.created_at, COUNT(t.terminal_id) AS terminals
+SELECT a.name, a.created_at, a.may_publish, COUNT(t.terminal_id) AS terminals
 FROM accounts a LEFT JOIN terminals t ON t.account_id = a.account_id
 GROUP BY a.account_id ORDER BY a.name;
 
+-- name: may_publish
+SELECT may_publish FROM accounts WHERE account_id = :account_id;
+
+-- name: set_may_publish
+UPDATE accounts SET may_publish = :may_publish WHERE name = :name RETURNING account_id;
+
 -- name: add_account
-INSERT INTO accounts (account_id, name, password_hash, created_at)
-VALUES (:account_id, :name, :password_hash, :now) ON CONFLICT DO NOTHING RETURNING account_id;
+INSERT INTO accounts (account_id, name, password_hash, created_at, may_publish)
+VALUES (:account_id, :name, :password_hash, :now, :may_publish) ON CONFLICT DO NOTHING RETURNING account_id;
 
 -- name: terminal
 SELECT t.*, a.name AS account_name FROM terminals t JOIN accounts a ON a.account_id = t.account_id
