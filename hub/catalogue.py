@@ -14,7 +14,8 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct, structs
 
-from hub.inspectors import inspect
+from hub.inspection import inspect_safely
+from hub.inspectors.sidecar import Sidecar
 from hub.matching import Candidate, Selector
 from hub.objects import Objects
 from hub.records import InstallerFacts, Published, StoredObject
@@ -55,7 +56,9 @@ class Catalogue:
         Raises BadFileError for a file that is damaged or of no known kind, ConflictError where what was given
         contradicts the header or what is published already, RefusedError where it is too large or the disk too full.
         """
-        facts = _merge(path.name, await asyncio.to_thread(inspect, path, path.name), options)
+        found = await inspect_safely(path)
+        options = _with_sidecar(options, found.sidecar)
+        facts = _merge(path.name, found.facts, options)
         program = options.program or facts.package_name
         _check_lengths(path.name, program, options.title or facts.title, facts)
         stored = await asyncio.to_thread(self._objects.add, path)
@@ -212,6 +215,16 @@ def _check_republish(file_name: str, program: str, facts: InstallerFacts, known:
             f"{file_name} is published already for other devices.",
             hint="Publish it with the same facts, or not at all: one file has one selector.",
         )
+
+
+def _with_sidecar(options: PublishOptions, sidecar: Sidecar) -> PublishOptions:
+    """Add what the sidecar says; what was given on the command line comes first."""
+    return structs.replace(
+        options,
+        program=options.program or sidecar.program,
+        title=options.title or sidecar.title,
+        given=sidecar.given | options.given,
+    )
 
 
 def _merge(file_name: str, facts: InstallerFacts, options: PublishOptions) -> InstallerFacts:
