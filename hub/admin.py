@@ -39,11 +39,8 @@ async def perform(hub: Hub, command: str, arguments: dict[str, Any], tell: Tell 
             return msgspec.to_builtins(await hub.catalogue.publish(Path(arguments["file"]), options))
         case "catalogue":
             return msgspec.to_builtins(await hub.catalogue.listing())
-        case "account add":
-            await hub.accounts.add(arguments["name"], arguments["password"])
-            return {"account": arguments["name"]}
-        case "account list":
-            return msgspec.to_builtins(await hub.accounts.listing())
+        case "account add" | "account list" | "account right":
+            return await _account(hub, command, arguments)
         case "check":
             return await _check(hub, tell)
         case "backup":
@@ -51,6 +48,17 @@ async def perform(hub: Hub, command: str, arguments: dict[str, Any], tell: Tell 
             return msgspec.to_builtins(await write_backup(hub.store, hub.objects, folder, file, force=force, tell=tell))
         case _:
             raise UsageError(f"Unknown command {command!r}.")
+
+
+async def _account(hub: Hub, command: str, arguments: dict[str, Any]) -> Any:
+    if command == "account list":
+        return msgspec.to_builtins(await hub.accounts.listing())
+    name, may_publish = arguments["name"], arguments.get("may_publish") is True
+    if command == "account add":
+        await hub.accounts.add(name, arguments["password"], may_publish=may_publish)
+        return {"account": name}
+    await hub.accounts.allow_publishing(name, allowed=may_publish)
+    return {"account": name, "may_publish": may_publish}
 
 
 async def _check(hub: Hub, tell: Tell) -> Any:

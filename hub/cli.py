@@ -138,12 +138,41 @@ def account() -> None:
 @account.command("add")
 @click.argument("name")
 @click.option("--password-stdin", is_flag=True, help="Read the password from standard input, one line.")
+@click.option("--may-publish", is_flag=True, help="Its devices may publish installers.")
 @data_option
 @json_option
-def account_add(name: str, password_stdin: bool, data: str | None, config_file: Path | None, as_json: bool) -> None:
+def account_add(
+    name: str, password_stdin: bool, may_publish: bool, data: str | None, config_file: Path | None, as_json: bool
+) -> None:
     """Add an account."""
-    result = ask_hub(data, config_file, "account add", {"name": name, "password": _read_password(password_stdin)})
+    arguments = {"name": name, "password": _read_password(password_stdin), "may_publish": may_publish}
+    result = ask_hub(data, config_file, "account add", arguments)
     show(result, as_json, lambda: click.echo(f"Account {result['account']} is there. Devices log in with it now."))
+
+
+_RIGHTS = click.Choice(["publish"])
+
+
+@account.command("allow")
+@click.argument("name")
+@click.argument("right", type=_RIGHTS)
+@data_option
+@json_option
+def account_allow(name: str, right: str, data: str | None, config_file: Path | None, as_json: bool) -> None:
+    """Give an account a right: its devices may publish installers."""
+    result = ask_hub(data, config_file, "account right", {"name": name, "may_publish": True})
+    show(result, as_json, lambda: click.echo(f"Devices of {name} may {right} now."))
+
+
+@account.command("deny")
+@click.argument("name")
+@click.argument("right", type=_RIGHTS)
+@data_option
+@json_option
+def account_deny(name: str, right: str, data: str | None, config_file: Path | None, as_json: bool) -> None:
+    """Take a right back. What comes up at this moment is not published any more."""
+    result = ask_hub(data, config_file, "account right", {"name": name, "may_publish": False})
+    show(result, as_json, lambda: click.echo(f"Devices of {name} may not {right} any more."))
 
 
 @account.command("list")
@@ -152,7 +181,8 @@ def account_add(name: str, password_stdin: bool, data: str | None, config_file: 
 def account_list(data: str | None, config_file: Path | None, as_json: bool) -> None:
     """List the accounts."""
     rows = ask_hub(data, config_file, "account list", {})
-    show(rows, as_json, lambda: table(("ACCOUNT", "TERMINALS"), [(row["name"], row["terminals"]) for row in rows]))
+    lines = [(row["name"], row["terminals"], "publish" if row["may_publish"] else "-") for row in rows]
+    show(rows, as_json, lambda: table(("ACCOUNT", "TERMINALS", "MAY"), lines))
 
 
 main.add_command(publish)
