@@ -138,7 +138,8 @@ LIBRARIES: Final[dict[str, tuple[str, ...]]] = {
         "terminal.cli", "terminal.deciding", "terminal.place", "terminal.simulator", "terminal.watching",
     ),
     "rich": ("terminal.tables", "terminal.place", "terminal.watching"),
-    "packaging": ("hub.versions", "hub.wheeltags", "hub.inspectors", "terminal.installers"),
+    "zstandard": ("hub.inspectors.deb",),
+    "packaging": ("hub.versions", "hub.inspectors", "terminal.installers"),
     "uvloop": ("hub.commandline", "terminal.cli"),
     "msgspec": PACKAGES,
 }  # fmt: skip
