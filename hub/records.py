@@ -22,8 +22,8 @@ class InstallerFacts(Struct, frozen=True, kw_only=True):
     `package_version_code` orders builds of one version name (an APK's versionCode) and is 0 where there is none;
     `sortable_version` is what the order of its kind compares (`hub/versions.py`), empty where that is `version`;
     `api_level_target` is the API level an APK was built against; `signer_digest` is the SHA-256 of the first signing
-    certificate in hex, empty when unsigned; `icon` is the name of the icon's file in the installer, empty when there
-    is none or it costs too much to find.
+    certificate in hex, of an RPM the fingerprint or id of its OpenPGP key, empty when unsigned; `icon` is the name of
+    the icon's file in the installer, empty when there is none or it costs too much to find.
     """
 
     package_name: str

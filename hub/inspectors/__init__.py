@@ -59,7 +59,7 @@ FACTS_BYTES: Final = 128 * KIB  # as JSON
 DAMAGED_HINT: Final = "Get the file again from where it was built and compare its SHA-256."
 TOO_MUCH: Final = "inspection-failed"
 
-_DIGEST: Final = re.compile(r"(?:[0-9a-f]{64})?")
+_SIGNER: Final = re.compile(r"(?:[0-9a-f]{16}|[0-9a-f]{40}|[0-9a-f]{64})?")  # of an RPM a key id or fingerprint
 
 
 def inspect(path: Path, name: str = "") -> InstallerFacts:
@@ -137,7 +137,7 @@ def check_facts(facts: InstallerFacts) -> InstallerFacts:
     ):
         if len(text) > characters or not text.isprintable():
             raise BadFileError(f"its {what} {text[:60]!r} is no line of at most {characters} characters.")
-    if not facts.package_name or not facts.version or not _DIGEST.fullmatch(facts.signer_digest):
+    if not facts.package_name or not facts.version or not _SIGNER.fullmatch(facts.signer_digest):
         raise BadFileError("it does not say what it is called, or which version it is.")
     try:
         encoded = msgspec.json.encode(facts)

@@ -280,7 +280,7 @@ def _issuer(packet: bytes) -> str:
     unhashed, _ = _prefixed(body, at, width)
     found = {**_issuers(unhashed), **_issuers(hashed)}
     issuer = found.get(_FINGERPRINT, b"")[1:] or found.get(_KEY_ID, b"")
-    if not 8 <= len(issuer) <= 32:
+    if len(issuer) not in (8, 20, 32):
         raise BadFileError("its signature does not say which key made it.")
     return issuer.hex()
 
