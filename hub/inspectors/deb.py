@@ -1,22 +1,24 @@
 """Debian packages: the control file inside a .deb -> facts.
 
 Sources: deb(5) for the archive, deb-control(5) for the fields, Debian policy 5.6.1 (package names), 5.6.8
-(architecture) and 5.6.12 (versions). The control archive's tar is walked here rather than with `tarfile`, which in some
-of the Python releases supported can be made to loop or to backtrack without end by a crafted header (CVE-2025-8194,
-CVE-2024-6232).
+(architecture) and 5.6.12 (versions), dpkg-architecture(1), RFC 8878 (zstd). The control archive's tar is walked here
+rather than with `tarfile`, which in some of the Python releases supported can be made to loop or to backtrack without
+end by a crafted header (CVE-2025-8194, CVE-2024-6232).
 """
 
 import lzma
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO, Final
+
+import zstandard
 
 from hub.inspectors.source import Source
 from hub.matching import Selector
 from hub.records import InstallerFacts
-from protocol.device import ARCHITECTURE_NAMES, Architecture
+from protocol.device import Architecture
 from protocol.errors import BadFileError
 from protocol.limits import MIB, NAME_CHARACTERS
 
@@ -24,9 +26,23 @@ SIGNATURE: Final = b"!<arch>\n"
 CONTROL_ARCHIVE_BYTES: Final = 4 * MIB  # as it lies in the file
 CONTROL_UNPACKED_BYTES: Final = 16 * MIB
 CONTROL_FILE_BYTES: Final = 1 * MIB
-DECOMPRESSOR_MEMORY_BYTES: Final = 128 * MIB  # xz -9 needs 65 MiB
+DECOMPRESSOR_MEMORY_BYTES: Final = 128 * MIB  # xz -9 needs 65 MiB; the window of zstd --ultra -22 is as large as this
+ZSTD_STEP_BYTES: Final = 256  # a block of 4 bytes gives 128 KiB, so one step gives at most 8 MiB
 MEMBERS: Final = 16
 _TAR_BLOCK_BYTES: Final = 512
+
+# Debian's names of the processors Lockstep knows. `all` is any.
+ARCHITECTURES: Final[dict[str, tuple[Architecture, ...]]] = {
+    "all": (),
+    "amd64": ("x86_64",),
+    "i386": ("x86",),
+    "arm64": ("arm64",),
+    "armhf": ("armv7",),
+    "riscv64": ("riscv64",),
+    "ppc64el": ("ppc64le",),
+    "s390x": ("s390x",),
+    "mips64el": ("mips64",),
+}
 
 _MEMBER = struct.Struct("16s12s6s6s8s10s2s")  # name, time, owner, group, mode, size, end mark
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+")
@@ -57,19 +73,24 @@ def read_facts(source: Source) -> InstallerFacts:
         version=version,
         release=match["upstream"],
         kind="deb",
+        sortable_version=version,
         selector=Selector(os_types=("linux",), architectures=_architectures(_field(fields, "architecture"))),
     )
 
 
 def _architectures(name: str) -> tuple[Architecture, ...]:
-    if name == "all":
-        return ()
-    if name not in ARCHITECTURE_NAMES:
+    if name in ARCHITECTURES:
+        return ARCHITECTURES[name]
+    known = f"Known are: {', '.join(ARCHITECTURES)}."
+    if name == "source" or "any" in name.split("-"):
         raise BadFileError(
-            f"it is built for the architecture {name[:60]!r}, which Lockstep does not know.",
-            hint=f"Known are: all, {', '.join(sorted(ARCHITECTURE_NAMES))}.",
+            f"its architecture {name[:60]!r} is one for sources; a package has one of its own.", hint=known
         )
-    return (ARCHITECTURE_NAMES[name],)
+    if name.startswith("musl-"):
+        raise BadFileError(
+            f"it is built for musl ({name[:60]!r}), and Debian packages are served for glibc.", hint=known
+        )
+    raise BadFileError(f"it is built for the architecture {name[:60]!r}, which Lockstep does not know.", hint=known)
 
 
 def _control_tar(file: BinaryIO, size: int) -> bytes:
@@ -121,16 +142,9 @@ def _require_format_two(file: BinaryIO, member: tuple[str, int, int]) -> None:
 
 def _unpack(name: str, packed: bytes) -> bytes:
     suffix = name.removeprefix("control.tar")
-    if suffix == "":
-        return packed
-    if suffix == ".zst":
-        raise BadFileError(
-            "its control archive is packed with zstd, which this Python cannot read.",
-            hint="Build it again with `dpkg-deb -Zxz --build`.",
-        )
-    if suffix not in (".gz", ".xz"):
-        raise BadFileError(f"its control archive is packed as {suffix!r}; gz and xz are read.")
-    return _gunzip(packed) if suffix == ".gz" else _unxz(packed)
+    if suffix not in UNPACKERS:
+        raise BadFileError(f"its control archive is packed as {suffix[:20]!r}; deb(5) knows gz, xz and zst.")
+    return UNPACKERS[suffix](packed)
 
 
 def _gunzip(packed: bytes) -> bytes:
@@ -149,6 +163,20 @@ def _unxz(packed: bytes) -> bytes:
         raise BadFileError("its control archive cannot be unpacked.") from error
 
 
+def _unzstd(packed: bytes) -> bytes:
+    """Feed small pieces: this stream gives all it can at once, and only a small piece keeps that small."""
+    stream = zstandard.ZstdDecompressor(max_window_size=DECOMPRESSOR_MEMORY_BYTES).decompressobj()
+    content = bytearray()
+    try:
+        for at in range(0, len(packed), ZSTD_STEP_BYTES):
+            content += stream.decompress(packed[at : at + ZSTD_STEP_BYTES])
+            if stream.eof or len(content) > CONTROL_UNPACKED_BYTES:
+                break
+    except zstandard.ZstdError as error:
+        raise BadFileError("its control archive cannot be unpacked.") from error
+    return _whole(bytes(content), stream.eof)
+
+
 def _whole(content: bytes, ended: bool) -> bytes:
     if len(content) > CONTROL_UNPACKED_BYTES:
         raise BadFileError(f"its control archive unpacks to more than {CONTROL_UNPACKED_BYTES} bytes.")
@@ -157,18 +185,35 @@ def _whole(content: bytes, ended: bool) -> bytes:
     return content
 
 
+UNPACKERS: Final[dict[str, Callable[[bytes], bytes]]] = {
+    "": lambda packed: _whole(packed, ended=True),
+    ".gz": _gunzip,
+    ".xz": _unxz,
+    ".zst": _unzstd,
+}
+
+
 def _control_file(tar: bytes) -> str:
+    found = [(at, length) for name, at, length in _files(tar) if name == "control"]
+    if len(found) != 1:  # of two, the one read here need not be the one that is installed
+        raise BadFileError(f"its control archive holds {len(found)} control files where there has to be one.")
+    at, length = found[0]
+    if length > min(CONTROL_FILE_BYTES, len(tar) - at):
+        raise BadFileError(f"its control file claims {length} bytes.")
+    return _text(tar[at : at + length])
+
+
+def _files(tar: bytes) -> Iterator[tuple[str, int, int]]:
+    """Yield name, offset and length in bytes of each plain file; a name is what is left of it without "./"."""
     at = 0
     while at + _TAR_BLOCK_BYTES <= len(tar) and tar[at]:
         header = tar[at : at + _TAR_BLOCK_BYTES]
         _require_checksum(header)
         length, at = _octal(header[124:136]), at + _TAR_BLOCK_BYTES
-        if header[:100].rstrip(b"\0") in (b"./control", b"control") and header[156:157] in (b"0", b"\0"):
-            if length > min(CONTROL_FILE_BYTES, len(tar) - at):
-                raise BadFileError(f"its control file claims {length} bytes.")
-            return _text(tar[at : at + length])
+        if header[156:157] in (b"0", b"\0"):
+            parts = header[:100].partition(b"\0")[0].decode("utf-8", "replace").split("/")
+            yield "/".join(part for part in parts if part not in ("", ".")), at, length
         at += -(-length // _TAR_BLOCK_BYTES) * _TAR_BLOCK_BYTES
-    raise BadFileError("its control archive holds no control file.")
 
 
 def _require_checksum(header: bytes) -> None:

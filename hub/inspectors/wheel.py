@@ -1,8 +1,9 @@
 """Python wheels: METADATA, WHEEL and the file name -> facts.
 
 A wheel is the one format here whose file name is part of the format: its tags have to agree with the WHEEL file, or the
-file has been renamed or repacked. Which Python a wheel needs is no constraint on a device; the device's pip decides.
-Nor can a selector tell glibc from musl.
+file has been renamed or repacked. A wheel for any Python 3 on any platform goes without `wheel_tags`; every other keeps
+its compressed tag set, with which the resolver tells Pythons, glibc and musl apart. What METADATA says in
+Requires-Python is left to the device's pip.
 
 Sources: PyPA "Binary distribution format", "Platform compatibility tags", "Core metadata"; PEP 503 (normalised names).
 """
@@ -13,6 +14,7 @@ from email.message import Message
 from email.parser import BytesHeaderParser
 from typing import Final
 
+from msgspec import structs
 from packaging.tags import Tag, parse_tag
 from packaging.utils import canonicalize_name, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
@@ -29,6 +31,8 @@ METADATA_BYTES: Final = 1 * MIB  # the header parser takes a second and 60 MiB f
 WHEEL_BYTES: Final = 64 * KIB
 FILE_NAME_CHARACTERS: Final = 255
 TAGS: Final = 4_096  # after expanding compressed sets, whose product grows with the cube of the text
+
+_ANYWHERE: Final = Tag("py3", "none", "any")
 
 EVERY_OS: Final[tuple[OsType, ...]] = ("linux", "macos", "windows")
 WINDOWS_ARCHITECTURES: Final[dict[str, Architecture]] = {"win32": "x86", "win_amd64": "x86_64", "win_arm64": "arm64"}
@@ -73,8 +77,15 @@ def read_facts(source: Source) -> InstallerFacts:
         version=version,
         release=version,
         kind="wheel",
-        selector=_selector(tags),
+        sortable_version=str(_version(version)),
+        selector=structs.replace(_selector(tags), wheel_tags=_wheel_tags(source.name, tags)),
     )
+
+
+def _wheel_tags(file_name: str, tags: frozenset[Tag]) -> tuple[str, ...]:
+    if _ANYWHERE in tags:
+        return ()
+    return ("-".join(file_name.removesuffix(".whl").split("-")[-3:]).lower(),)
 
 
 def _folder(archive: Archive) -> str:
