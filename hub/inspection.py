@@ -52,7 +52,7 @@ async def inspect_safely(path: Path, name: str = "") -> Inspected:
         descriptor = beside.fileno() if beside else None
         async with _room():
             answer = await ask_worker(worker_command(shown, descriptor), file.fileno(), descriptor)
-        return _found(answer)
+        return found_in(answer)
 
 
 def worker_command(name: str, sidecar: int | None = None) -> list[str]:
@@ -135,7 +135,7 @@ async def _end(process: Process) -> None:
                 await asyncio.shield(asyncio.ensure_future(process.communicate()))
 
 
-def _found(answer: bytes) -> Inspected:
+def found_in(answer: bytes) -> Inspected:
     """Return what the worker found. What it wrote is as little to be trusted as the file it has read."""
     try:
         told = msgspec.json.decode(answer, type=Answer)
