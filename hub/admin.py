@@ -24,9 +24,10 @@ from hub.scrub import Tell, keep_report, scrub, tell_nobody
 from protocol.errors import ConflictError, LockstepError, UnavailableError, UsageError
 
 SOCKET_NAME: Final = "admin.sock"
-_READS: Final = frozenset({"catalogue", "account list", "check", "backup"})
+_READS: Final = frozenset({"catalogue", "catalogue show", "account list", "check", "backup"})
 _TOLD_EVERY_SECONDS: Final = 0.25
 _LINE_BYTES: Final = 4 * 1024 * 1024
+_ANSWER_BYTES: Final = 64 * 1024 * 1024  # of the hub, on the other side
 _ASK_SECONDS: Final = 10.0
 _ANSWER_SECONDS: Final = 600.0
 
@@ -38,7 +39,20 @@ async def perform(hub: Hub, command: str, arguments: dict[str, Any], tell: Tell 
             options = msgspec.convert(arguments.get("options", {}), PublishOptions)
             return msgspec.to_builtins(await hub.catalogue.publish(Path(arguments["file"]), options))
         case "catalogue":
-            return msgspec.to_builtins(await hub.catalogue.listing())
+            return msgspec.to_builtins(await hub.catalogue.listing(arguments.get("after", "")))
+        case "catalogue show":
+            return msgspec.to_builtins(await hub.catalogue.program(arguments["program"]))
+        case "catalogue yank":
+            return await hub.catalogue.yank(arguments["program"], arguments["version"])
+        case "catalogue restore":
+            return await hub.catalogue.restore(arguments["program"], arguments.get("version", ""))
+        case "catalogue retire":
+            return await hub.catalogue.retire(arguments["program"])
+        case "catalogue channel":
+            return await hub.catalogue.move(arguments["program"], arguments["version"], arguments["channel"])
+        case "catalogue alias":
+            remove, os_types = bool(arguments.get("remove")), tuple(arguments["os_types"])
+            return await hub.catalogue.alias(arguments["program"], arguments["package"], os_types, remove=remove)
         case "account add" | "account list" | "account right":
             return await _account(hub, command, arguments)
         case "check":
@@ -151,7 +165,7 @@ async def _ask_running(folder: Path, request: dict[str, Any], tell: Tell) -> dic
         if not (folder / SOCKET_NAME).exists():
             return None
         with _short_path(folder) as path:
-            reader, writer = await asyncio.open_unix_connection(path, limit=_LINE_BYTES)
+            reader, writer = await asyncio.open_unix_connection(path, limit=_ANSWER_BYTES)
     except (ConnectionRefusedError, FileNotFoundError):
         return None
     except OSError as error:

@@ -1,46 +1,40 @@
 """The catalogue: programs -> releases -> installers. Publishes files and reads candidates for the resolver.
 
-Publishing goes: inspect the header, merge what was given, cut and store the object, then the rows. The object is on
-disk before its row exists, so a crash between the two leaves bytes that nothing names, never a row without bytes.
+Publishing goes: read the header in a process of its own, merge what was given, ask the rows whether it may go in, cut
+and store the object, then the rows. The object is on disk before its row exists, so a crash between the two leaves
+bytes that nothing names, never a row without bytes; what is refused leaves nothing at all.
+
+A release is yanked and a program retired with a mark: the resolver passes them over, what runs already keeps theirs.
 """
 
 import asyncio
-import re
+import difflib
+import hashlib
+import string
 import time
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-from msgspec import Struct, structs
+from msgspec import structs
 
 from hub.inspection import inspect_safely
-from hub.inspectors.sidecar import Sidecar
+from hub.inspectors.sidecar import SUFFIX
 from hub.matching import Candidate, Selector
+from hub.merging import STABLE, Entry, check_channel, merge
+from hub.merging import PublishOptions as PublishOptions  # offered here too: whoever publishes needs both
 from hub.objects import Objects
-from hub.records import InstallerFacts, Published, StoredObject
+from hub.records import Alias, InstallerFacts, Program, Published, Release, StoredObject
 from hub.store import Row, Store, Transaction
-from hub.versions import version_sort_key
-from protocol import limits
-from protocol.errors import BadFileError, ConflictError, UsageError
+from hub.versions import compare_versions, version_sort_key
+from protocol.device import OsType
+from protocol.errors import BadFileError, ConflictError, UnknownNameError, UsageError
 from protocol.messages import InstallerOffer
 
-# How the two ends of a range compare.
-_RANGES: Final[dict[str, Callable[[Any], Any]]] = {
-    "screen_inches": float,
-    "density_dpi": int,
-    "resolution": lambda pixels: (max(pixels), min(pixels)),
-    "os_version": version_sort_key,
-}
-_PROGRAM_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
-
-
-class PublishOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a person says of an installer beyond its header. `given` holds fields of `Selector`."""
-
-    program: str = ""
-    title: str = ""
-    given: dict[str, Any] = {}
+PROGRAMS_PER_PAGE: Final = 200
+_NEAR_CHARACTERS: Final = f"{string.ascii_lowercase}{string.digits}.-_+"
+_NEAR_LENGTH: Final = 40  # of a longer name only its neighbours are looked at
 
 
 class Catalogue:
@@ -50,34 +44,131 @@ class Catalogue:
         self._store = store
         self._objects = objects
 
-    async def publish(self, path: Path, options: PublishOptions) -> Published:
-        """Publish one installer file.
+    async def publish(self, path: Path, options: PublishOptions, name: str = "") -> Published:
+        """Publish one installer file, with what the sidecar beside it says; `name` is its own where `path` is a copy.
 
         Raises BadFileError for a file that is damaged or of no known kind, ConflictError where what was given
         contradicts the header or what is published already, RefusedError where it is too large or the disk too full.
         """
-        found = await inspect_safely(path)
-        options = _with_sidecar(options, found.sidecar)
-        facts = _merge(path.name, found.facts, options)
-        program = options.program or facts.package_name
-        _check_lengths(path.name, program, options.title or facts.title, facts)
-        stored = await asyncio.to_thread(self._objects.add, path)
+        name = name or path.name
+        if name.endswith(SUFFIX):
+            raise UsageError(f"{name} is a sidecar.", hint="Publish the file that it stands beside.")
+        entry = merge(name, await inspect_safely(path, name), options)
+        digest = await asyncio.to_thread(_digest, path)
 
-        async def body(transaction: Transaction) -> Published:
-            new = await _add_rows(transaction, path.name, program, options.title, facts, stored)
+        async def check(transaction: Transaction) -> None:
+            await _place(transaction, entry, digest)
+
+        async def add(transaction: Transaction) -> Published:
+            new = await _add_rows(transaction, entry, stored)
             row = await transaction.row("catalogue_entry", digest=stored.digest)
             assert row is not None
             return structs.replace(_published(row), new=new)
 
-        return await self._store.transaction(body)
+        await self._store.transaction(check)  # before anything is stored, and once more with the rows
+        stored = await asyncio.to_thread(self._objects.add, path, digest)
+        return await self._store.transaction(add)
 
-    async def listing(self) -> list[Published]:
-        """Every installer, by program and newest release first."""
+    async def listing(self, after: str = "") -> list[Published]:
+        """Every installer of the next programs after the program `after`, by program and newest release first.
+
+        They are those of `PROGRAMS_PER_PAGE` programs; the last one's is the next `after`, and nothing is the end.
+        """
 
         async def body(transaction: Transaction) -> list[Row]:
-            return await transaction.rows("catalogue")
+            return await transaction.rows("catalogue_page", after=after, count=PROGRAMS_PER_PAGE)
 
         return [_published(row) for row in await self._store.transaction(body)]
+
+    async def program(self, program: str) -> Program:
+        """Return all there is of a program, newest release first. Raises UnknownNameError."""
+
+        async def body(transaction: Transaction) -> Program:
+            row = await _program(transaction, program)
+            installers = [_published(one) for one in await transaction.rows("catalogue_of_program", program_id=program)]
+            releases = await transaction.rows("releases_of_program", program_id=program)
+            aliases = await transaction.rows("aliases_of_program", program_id=program)
+            return Program(
+                program=program,
+                title=row["title"],
+                retired=bool(row["retired"]),
+                aliases=tuple(Alias(os=alias["os_type"], package=alias["package_name"]) for alias in aliases),
+                releases=tuple(_release(row, installers) for row in releases),
+            )
+
+        return await self._store.transaction(body)
+
+    async def yank(self, program: str, version: str) -> dict[str, Any]:
+        """Have a release chosen no more; what is under way keeps it. Raises UnknownNameError."""
+        return await self._mark_release(program, version, yanked=1)
+
+    async def restore(self, program: str, version: str = "") -> dict[str, Any]:
+        """Take back a yank, or without a version that the program was retired. Raises UnknownNameError."""
+        if version:
+            return await self._mark_release(program, version, yanked=0)
+        return await self._mark_program(program, retired=0)
+
+    async def retire(self, program: str) -> dict[str, Any]:
+        """Have a program listed and sent no more; what is under way keeps it. Raises UnknownNameError."""
+        return await self._mark_program(program, retired=1)
+
+    async def move(self, program: str, version: str, channel: str) -> dict[str, Any]:
+        """Move a release to another channel. Raises UnknownNameError and UsageError."""
+        check_channel(channel)
+        return await self._mark_release(program, version, channel=channel)
+
+    async def alias(
+        self, program: str, package: str, os_types: tuple[OsType, ...], *, remove: bool = False
+    ) -> dict[str, Any]:
+        """Say that a package name means this program on these systems, or no longer.
+
+        Raises UnknownNameError for an unknown program, and where there is no such alias to remove; ConflictError where
+        the name means another program.
+        """
+        if not package.strip() or not package.isprintable():
+            raise UsageError(f"{package[:80]!r} is not a package name.")
+
+        async def body(transaction: Transaction) -> dict[str, Any]:
+            await _program(transaction, program)
+            known = await _aliases(transaction, package, os_types)
+            _check_aliases(package, program, known)
+            for os_type in os_types:
+                if remove and os_type not in known:
+                    raise UnknownNameError(f"{package} on {os_type} is no alias of {program}.")
+                query = "remove_alias" if remove else "add_alias"
+                await transaction.rows(query, os_type=os_type, package_name=package, program_id=program)
+            changed = remove or len(known) < len(set(os_types))
+            return {"program": program, "package": package, "os": list(os_types), "changed": changed}
+
+        return await self._store.transaction(body)
+
+    async def _mark_release(self, program: str, version: str, **marks: object) -> dict[str, Any]:
+        async def body(transaction: Transaction) -> dict[str, Any]:
+            await _program(transaction, program)
+            before = await _release_row(transaction, program, version)
+            marked = {"yanked": before["yanked"], "channel": before["channel"]} | marks
+            changed = any(before[name] != value for name, value in marks.items())
+            await transaction.rows("mark_release", program_id=program, version=before["version"], **marked)
+            marked["yanked"] = bool(marked["yanked"])
+            return {"program": program, "version": before["version"], **marked, "changed": changed}
+
+        return await self._store.transaction(body)
+
+    async def _mark_program(self, program: str, *, retired: int) -> dict[str, Any]:
+        async def body(transaction: Transaction) -> dict[str, Any]:
+            before = await _program(transaction, program)
+            await transaction.rows("mark_program", program_id=program, retired=retired)
+            return {"program": program, "retired": bool(retired), "changed": before["retired"] != retired}
+
+        return await self._store.transaction(body)
+
+
+def _digest(path: Path) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").digest()
+    except OSError as error:
+        raise BadFileError(f"{path.name}: it cannot be read ({error.strerror}).") from None
 
 
 async def read_candidates(
@@ -134,6 +225,18 @@ def _published(row: Row) -> Published:
         digest=row["digest"].hex(),
         fits=describe_selector(facts.selector),
         facts=facts,
+        channel=row["channel"],
+        yanked=bool(row["yanked"]),
+        retired=bool(row["retired"]),
+    )
+
+
+def _release(row: Row, installers: list[Published]) -> Release:
+    return Release(
+        version=row["version"],
+        channel=row["channel"],
+        yanked=bool(row["yanked"]),
+        installers=tuple(one for one in installers if one.version == row["version"]),
     )
 
 
@@ -141,7 +244,7 @@ def describe_selector(selector: Selector) -> str:
     """Say in a few words which devices an installer fits, leaving nothing out."""
     parts = ["/".join(selector.os_types)]
     parts += _between("API ", selector.api_level_minimum, selector.api_level_maximum)
-    parts += _between("version ", selector.os_version_minimum, selector.os_version_maximum)
+    parts += _between("version ", *_os_versions(selector))
     lists = (selector.architectures, selector.form_factors, selector.models, selector.features_required)
     parts.extend("/".join(values) for values in lists if values)
     parts.extend(f"not {value}" for value in (*selector.models_excluded, *selector.features_forbidden))
@@ -149,6 +252,12 @@ def describe_selector(selector: Selector) -> str:
     parts += _between("", _pixels(selector.resolution_minimum), _pixels(selector.resolution_maximum), " px")
     parts += _between("", selector.density_dpi_minimum, selector.density_dpi_maximum, " dpi")
     return ", ".join(parts)
+
+
+def _os_versions(selector: Selector) -> tuple[str, str]:
+    """Return both ends; "7.*" alone says that a bare 7 was given."""
+    low, high = selector.os_version_minimum, selector.os_version_maximum
+    return (high, high) if high == f"{low}.*" else (low, high)
 
 
 def _between(before: str, minimum: object, maximum: object, after: str = "") -> list[str]:
@@ -164,28 +273,168 @@ def _pixels(resolution: tuple[int, int] | None) -> str:
     return f"{resolution[0]}x{resolution[1]}" if resolution else ""
 
 
-async def _add_rows(
-    transaction: Transaction,
-    file_name: str,
-    program: str,
-    title: str,
-    facts: InstallerFacts,
-    stored: StoredObject,
-) -> bool:
-    now = time.time()
-    known = await transaction.row("installer", digest=stored.digest)
+# --- inside a transaction: names ----------------------------------------------------------------------------------
+
+
+async def near_programs(transaction: Transaction, program: str) -> tuple[str, ...]:
+    """Return up to three programs whose names are close to `program`; retired ones are none.
+
+    Looked up by name, so the cost does not grow with the catalogue: the names one slip away, and the neighbours.
+    """
+    slips = _slips(program[:_NEAR_LENGTH].lower()) if len(program) <= _NEAR_LENGTH else set()
+    found = await transaction.rows("programs_near", program=program, slips=msgspec.json.encode(sorted(slips)).decode())
+    return tuple(difflib.get_close_matches(program, [row["program_id"] for row in found], n=3))
+
+
+def _slips(word: str) -> set[str]:
+    """Return what differs from `word` by a letter too few, too many or wrong, or by two that changed places."""
+    parts = [(word[:at], word[at:]) for at in range(len(word) + 1)]
+    fewer = {before + after[1:] for before, after in parts if after}
+    swapped = {before + after[1] + after[0] + after[2:] for before, after in parts if len(after) > 1}
+    wrong = {before + letter + after[1:] for before, after in parts if after for letter in _NEAR_CHARACTERS}
+    more = {before + letter + after for before, after in parts for letter in _NEAR_CHARACTERS}
+    return {word} | fewer | swapped | wrong | more
+
+
+async def _program(transaction: Transaction, program: str) -> Row:
+    row = await transaction.row("program", program_id=program)
+    if row is None:
+        near = await near_programs(transaction, program)
+        raise UnknownNameError(
+            f"The catalogue has no program {program!r}.",
+            near=near,
+            hint="" if near else "See `lockstep-hub catalogue`.",
+            code="unknown-program",
+        )
+    return row
+
+
+async def _release_row(transaction: Transaction, program: str, version: str) -> Row:
+    """Return the release written so, or else the one that is as new. Raises UnknownNameError."""
+    releases = await transaction.rows("releases_of_program", program_id=program)
+    exact = [row for row in releases if row["version"] == version]
+    found = exact or [row for row in releases if compare_versions(row["version"], version) == 0]
+    if len(found) == 1:
+        return found[0]
+    near = difflib.get_close_matches(version, [row["version"] for row in found or releases], n=3, cutoff=0.5)
+    have = ", ".join(row["version"] for row in releases[:8])
+    raise UnknownNameError(
+        f"{program} has no release {version!r}." if not found else f"{program} has several releases like {version!r}.",
+        near=tuple(near),
+        hint="" if near else f"Releases: {have}.",
+        code="unknown-version",
+    )
+
+
+async def _aliases(transaction: Transaction, package: str, os_types: Iterable[str]) -> dict[str, str]:
+    """Return the program that a package name means on each of these systems, where it means one."""
+    rows = await transaction.rows("aliases_of_package", package_name=package)
+    known = {row["os_type"]: row["program_id"] for row in rows}
+    return {os_type: known[os_type] for os_type in os_types if os_type in known}
+
+
+def _check_aliases(package: str, program: str, known: dict[str, str]) -> None:
+    for os_type, other in known.items():
+        if other != program:
+            raise ConflictError(
+                f"On {os_type} the package name {package!r} means program {other!r}, not {program!r}.",
+                hint=f"If that is wrong: `lockstep-hub catalogue alias {other} {package} --os {os_type} --remove`.",
+                code="alias-taken",
+            )
+
+
+# --- inside a transaction: publishing -----------------------------------------------------------------------------
+
+
+async def _place(transaction: Transaction, entry: Entry, digest: bytes) -> tuple[str, Row | None]:
+    """Return the program an entry belongs to, and its installer's row where the same bytes are published already.
+
+    Raises ConflictError where it must not go in.
+    """
+    known = await transaction.row("installer", digest=digest)
     if known is not None:
-        _check_republish(file_name, program, facts, known)
+        _check_again(entry, known)
+    program = known["program_id"] if known is not None else await _program_of(transaction, entry)
+    release = await transaction.row("release", program_id=program, version=entry.facts.release)
+    if release is not None and entry.channel not in ("", release["channel"]):
+        version = release["version"]
+        raise ConflictError(
+            f"{program} {version} is in the channel {release['channel']}, not {entry.channel}.",
+            hint=f"`lockstep-hub catalogue channel {program} {version} {entry.channel}` moves the release.",
+        )
+    if known is None:
+        await _check_new(transaction, entry, program)
+    return program, known
+
+
+async def _program_of(transaction: Transaction, entry: Entry) -> str:
+    """Return the program given, or else the one its package name means, or else that name."""
+    package, os_types = entry.facts.package_name, entry.facts.selector.os_types
+    known = await _aliases(transaction, package, os_types)
+    program = entry.program or next(iter(known.values()), package)
+    _check_aliases(package, program, known)
+    return program
+
+
+def _check_again(entry: Entry, known: Row) -> None:
+    if entry.program not in ("", known["program_id"]):
+        raise ConflictError(
+            f"{entry.file_name} is published already as program {known['program_id']!r}, not {entry.program!r}.",
+            hint="One file belongs to one program.",
+        )
+    if entry.given and _facts(known).selector != entry.facts.selector:
+        raise ConflictError(
+            f"{entry.file_name} is published already for other devices.",
+            hint="Publish it with the same facts, or not at all: one file has one selector.",
+        )
+
+
+async def _check_new(transaction: Transaction, entry: Entry, program: str) -> None:
+    """Refuse what a retired program would get, and what no device could tell from an installer that is there."""
+    row = await transaction.row("program", program_id=program)
+    if row is not None and row["retired"]:
+        raise ConflictError(
+            f"The program {program} is retired: {entry.file_name} is not published.",
+            hint=f"`lockstep-hub catalogue restore {program}` brings it back.",
+            code="retired",
+        )
+    same = _identity(entry.facts)
+    release = entry.facts.release
+    for other in await transaction.rows("installers_of_release", program_id=program, version=release):
+        if _identity(_facts(other)) == same:
+            raise ConflictError(
+                f"{program} {release} has {other['file_name']} for the very devices {entry.file_name} is for.",
+                hint="Say which devices each is for, or give it a version of its own.",
+                code="equal-selector",
+            )
+
+
+def _identity(facts: InstallerFacts) -> tuple[object, ...]:
+    """What parts two installers of a release: kind, build, and the devices in whatever order they are named."""
+    selector = structs.asdict(facts.selector)
+    named = {name: frozenset(value) if name in _SETS else value for name, value in selector.items()}
+    return facts.kind, facts.sortable_version or facts.version, tuple(sorted(named.items()))
+
+
+_SETS: Final = frozenset(name for name in Selector.__struct_fields__ if not name.endswith(("_minimum", "_maximum")))
+
+
+async def _add_rows(transaction: Transaction, entry: Entry, stored: StoredObject) -> bool:
+    """Add what is not there yet; return whether the installer is new."""
+    program, known = await _place(transaction, entry, stored.digest)
+    if known is not None:
         return False
+    now, facts = time.time(), entry.facts
     await transaction.rows("add_object", **structs.asdict(stored), now=now)
-    await transaction.rows("add_program", program_id=program, title=title or facts.title, now=now)
-    if title:
-        await transaction.rows("retitle_program", program_id=program, title=title)
+    await transaction.rows("add_program", program_id=program, title=entry.title or facts.title, now=now)
+    if entry.title:
+        await transaction.rows("retitle_program", program_id=program, title=entry.title)
     await transaction.rows(
         "add_release",
         program_id=program,
         version=facts.release,
         version_key=version_sort_key(facts.release),
+        channel=entry.channel or STABLE,
         now=now,
     )
     await transaction.rows(
@@ -196,92 +445,11 @@ async def _add_rows(
         kind=facts.kind,
         package_name=facts.package_name,
         file_version=facts.version,
-        file_name=file_name,
+        file_name=entry.file_name,
         facts=msgspec.json.encode(facts),
         size=stored.size,
         now=now,
     )
+    for os_type in facts.selector.os_types if entry.program else ():
+        await transaction.rows("add_alias", os_type=os_type, package_name=facts.package_name, program_id=program)
     return True
-
-
-def _check_republish(file_name: str, program: str, facts: InstallerFacts, known: Row) -> None:
-    if known["program_id"] != program:
-        raise ConflictError(
-            f"{file_name} is published already as program {known['program_id']!r}, not {program!r}.",
-            hint="One file belongs to one program.",
-        )
-    if _facts(known).selector != facts.selector:
-        raise ConflictError(
-            f"{file_name} is published already for other devices.",
-            hint="Publish it with the same facts, or not at all: one file has one selector.",
-        )
-
-
-def _with_sidecar(options: PublishOptions, sidecar: Sidecar) -> PublishOptions:
-    """Add what the sidecar says; what was given on the command line comes first."""
-    return structs.replace(
-        options,
-        program=options.program or sidecar.program,
-        title=options.title or sidecar.title,
-        given=sidecar.given | options.given,
-    )
-
-
-def _merge(file_name: str, facts: InstallerFacts, options: PublishOptions) -> InstallerFacts:
-    """Add what was given to what the header says. Raises ConflictError where they contradict."""
-    header = structs.asdict(facts.selector)
-    defaults = structs.asdict(Selector(os_types=("other",)))
-    try:
-        given = structs.asdict(msgspec.convert({"os_types": list(facts.selector.os_types)} | options.given, Selector))
-    except msgspec.ValidationError as error:
-        what, _, where = str(error).partition(" - at `$.")
-        raise UsageError(f"What was given for {file_name} is wrong: {where.rstrip('`')}: {what}.") from None
-    _check_sense(file_name, given)
-    for name in options.given:
-        said, wanted = header[name], given[name]
-        if said in (defaults[name], wanted):
-            continue
-        if isinstance(said, tuple) and name in ("os_types", "architectures") and set(wanted) <= set(said):
-            continue  # narrower than the header, which is no contradiction
-        raise ConflictError(
-            f"{file_name} says {name.replace('_', ' ')} {_words(said)}, and {_words(wanted)} was given.",
-            hint="What the file says of itself stands; leave the option out.",
-        )
-    return structs.replace(
-        facts, selector=structs.replace(facts.selector, **{name: given[name] for name in options.given})
-    )
-
-
-def _check_sense(file_name: str, given: dict[str, Any]) -> None:
-    """Refuse a range that ends before it begins and a model both named and excluded. Raises UsageError."""
-    for name, key in _RANGES.items():
-        low, high = given[f"{name}_minimum"], given[f"{name}_maximum"]
-        if low and high and key(low) > key(high):
-            raise UsageError(f"For {file_name} {name.replace('_', ' ')} {low} to {high} was given: nothing fits that.")
-    if both := set(given["models"]) & set(given["models_excluded"]):
-        raise UsageError(f"For {file_name} the model {both.pop()!r} was both named and excluded.")
-
-
-def _check_lengths(file_name: str, program: str, title: str, facts: InstallerFacts) -> None:
-    """Refuse what no message could carry or no one could type. Raises BadFileError and UsageError."""
-    if not _PROGRAM_ID.fullmatch(program):
-        raise UsageError(
-            f"{program[:80]!r} is not a program id.",
-            hint="Letters, digits and . _ + - make one, and it begins with a letter or a digit.",
-        )
-    longest = limits.IDENTIFIER_CHARACTERS
-    for what, text, characters in (
-        ("program id", program, longest),
-        ("package name", facts.package_name, longest),
-        ("version", facts.version, longest),
-        ("title", title, limits.TEXT_CHARACTERS),
-    ):
-        if not text.strip() or len(text) > characters or not text.isprintable():
-            raise BadFileError(
-                f"{file_name} cannot be published: its {what} {text[:40]!r} has {len(text)} characters.",
-                hint=f"1 to {characters} printable characters are allowed.",
-            )
-
-
-def _words(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

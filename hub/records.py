@@ -67,7 +67,10 @@ class StoredObject(Struct, frozen=True, kw_only=True):
 
 
 class Published(Struct, frozen=True, kw_only=True):
-    """An installer in the catalogue. `new` is False unless this publish has brought it; `fits` is for people."""
+    """An installer in the catalogue. `new` is False unless this publish has brought it; `fits` is for people.
+
+    Of a release that is `yanked` and a program that is `retired` nothing is chosen.
+    """
 
     program: str
     title: str
@@ -79,7 +82,36 @@ class Published(Struct, frozen=True, kw_only=True):
     digest: str
     fits: str
     facts: InstallerFacts
+    channel: str = "stable"
+    yanked: bool = False
+    retired: bool = False
     new: bool = False
+
+
+class Alias(Struct, frozen=True, kw_only=True):
+    """The name by which an operating system knows a program."""
+
+    os: str
+    package: str
+
+
+class Release(Struct, frozen=True, kw_only=True):
+    """One version of a program, and its installers."""
+
+    version: str
+    channel: str
+    yanked: bool
+    installers: tuple[Published, ...]
+
+
+class Program(Struct, frozen=True, kw_only=True):
+    """A program with all its releases, newest first."""
+
+    program: str
+    title: str
+    retired: bool
+    aliases: tuple[Alias, ...]
+    releases: tuple[Release, ...]
 
 
 class Owed(Struct, frozen=True, kw_only=True):

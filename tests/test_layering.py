@@ -65,6 +65,7 @@ ORDER: Final = (
     "hub.inspectors",
     "hub.inspectors.worker",
     "hub.inspection",
+    "hub.merging",
     "hub.catalogue",
     "hub.resolver",
     "hub.pokes",

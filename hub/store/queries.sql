@@ -81,8 +81,31 @@ INSERT INTO programs (program_id, title, created_at) VALUES (:program_id, :title
 UPDATE programs SET title = :title WHERE program_id = :program_id;
 
 -- name: add_release
-INSERT INTO releases (program_id, version, version_key, created_at)
-VALUES (:program_id, :version, :version_key, :now) ON CONFLICT DO NOTHING;
+INSERT INTO releases (program_id, version, version_key, channel, created_at)
+VALUES (:program_id, :version, :version_key, :channel, :now) ON CONFLICT DO NOTHING;
+
+-- name: release
+SELECT * FROM releases WHERE program_id = :program_id AND version = :version;
+
+-- name: mark_release
+UPDATE releases SET yanked = :yanked, channel = :channel WHERE program_id = :program_id AND version = :version;
+
+-- name: mark_program
+UPDATE programs SET retired = :retired WHERE program_id = :program_id;
+
+-- name: aliases_of_program
+SELECT os_type, package_name FROM aliases WHERE program_id = :program_id ORDER BY os_type, package_name;
+
+-- name: aliases_of_package
+SELECT os_type, program_id FROM aliases
+WHERE os_type IN ('android', 'ios', 'linux', 'macos', 'windows', 'other') AND package_name = :package_name;
+
+-- name: add_alias
+INSERT INTO aliases (os_type, package_name, program_id)
+VALUES (:os_type, :package_name, :program_id) ON CONFLICT DO NOTHING;
+
+-- name: remove_alias
+DELETE FROM aliases WHERE os_type = :os_type AND package_name = :package_name AND program_id = :program_id;
 
 -- name: installer
 SELECT * FROM installers WHERE digest = :digest;
@@ -94,6 +117,9 @@ VALUES (:digest, :program_id, :version, :kind, :package_name, :file_version, :fi
 -- name: installers_of_program
 SELECT * FROM installers WHERE program_id = :program_id ORDER BY digest;
 
+-- name: installers_of_release
+SELECT * FROM installers WHERE program_id = :program_id AND version = :version ORDER BY digest;
+
 -- name: candidates_of_program
 SELECT i.*, r.channel FROM programs p CROSS JOIN releases r ON r.program_id = p.program_id
 CROSS JOIN installers i ON i.program_id = r.program_id AND i.version = r.version
@@ -104,15 +130,26 @@ ORDER BY i.digest;
 -- name: releases_of_program
 SELECT * FROM releases WHERE program_id = :program_id ORDER BY version_key DESC, version;
 
--- name: catalogue
-SELECT i.*, p.title, r.version_key, o.stored_size FROM installers i JOIN objects o ON o.digest = i.digest
-JOIN programs p ON p.program_id = i.program_id
-JOIN releases r ON r.program_id = i.program_id AND r.version = i.version
+-- name: catalogue_page
+SELECT i.*, p.title, p.retired, r.version_key, r.channel, r.yanked, o.stored_size
+FROM (SELECT * FROM programs WHERE program_id > :after ORDER BY program_id LIMIT :count) p
+CROSS JOIN releases r ON r.program_id = p.program_id
+CROSS JOIN installers i ON i.program_id = r.program_id AND i.version = r.version
+JOIN objects o ON o.digest = i.digest
 ORDER BY i.program_id, r.version_key DESC, i.kind, i.file_name, i.digest;
 
+-- name: catalogue_of_program
+SELECT i.*, p.title, p.retired, r.channel, r.yanked, o.stored_size
+FROM programs p CROSS JOIN releases r ON r.program_id = p.program_id
+CROSS JOIN installers i ON i.program_id = r.program_id AND i.version = r.version
+JOIN objects o ON o.digest = i.digest
+WHERE p.program_id = :program_id
+ORDER BY r.version_key DESC, i.kind, i.file_name, i.digest;
+
 -- name: catalogue_entry
-SELECT i.*, p.title, o.stored_size FROM installers i
+SELECT i.*, p.title, p.retired, r.channel, r.yanked, o.stored_size FROM installers i
 JOIN objects o ON o.digest = i.digest JOIN programs p ON p.program_id = i.program_id
+JOIN releases r ON r.program_id = i.program_id AND r.version = i.version
 WHERE i.digest = :digest;
 
 -- name: program
@@ -121,13 +158,25 @@ SELECT * FROM programs WHERE program_id = :program_id;
 -- name: program_ids
 SELECT program_id FROM programs ORDER BY program_id LIMIT 10000;
 
+-- name: programs_near
+SELECT program_id FROM (
+    SELECT program_id FROM programs WHERE program_id >= :program AND retired = 0 ORDER BY program_id LIMIT 100)
+UNION
+SELECT program_id FROM (
+    SELECT program_id FROM programs WHERE program_id < :program AND retired = 0 ORDER BY program_id DESC LIMIT 100)
+UNION
+SELECT p.program_id FROM json_each(:slips) s CROSS JOIN programs p ON p.program_id = s.value WHERE p.retired = 0;
+
 -- name: programs_page
 SELECT p.program_id, p.title,
-    (SELECT r.version FROM releases r WHERE r.program_id = p.program_id ORDER BY r.version_key DESC, r.version LIMIT 1)
-        AS newest,
-    (SELECT GROUP_CONCAT(DISTINCT i.kind) FROM installers i WHERE i.program_id = p.program_id) AS kinds
+    (SELECT r.version FROM releases r WHERE r.program_id = p.program_id AND r.yanked = 0
+     ORDER BY r.channel = 'stable' DESC, r.version_key DESC, r.version LIMIT 1) AS newest,
+    (SELECT GROUP_CONCAT(DISTINCT i.kind) FROM releases r
+     CROSS JOIN installers i ON i.program_id = r.program_id AND i.version = r.version
+     WHERE r.program_id = p.program_id AND r.yanked = 0) AS kinds
 FROM programs p
-WHERE p.program_id > :after
+WHERE p.program_id > :after AND p.retired = 0
+    AND EXISTS (SELECT 1 FROM releases r WHERE r.program_id = p.program_id AND r.yanked = 0)
     AND (:query = '' OR INSTR(LOWER(p.program_id), :query) > 0 OR INSTR(LOWER(p.title), :query) > 0)
 ORDER BY p.program_id LIMIT :count;
 
