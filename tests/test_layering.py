@@ -32,6 +32,9 @@ ORDER: Final = (
     "protocol.vectors",
     "hub",
     "hub.versions",
+    "hub.candidates",
+    "hub.wheeltags",
+    "hub.explaining",
     "hub.matching",
     "hub.records",
     "hub.config",
@@ -71,6 +74,7 @@ ORDER: Final = (
     "hub.pokes",
     "hub.presence",
     "hub.clock",
+    "hub.uploads",
     "hub.deliveries",
     "hub.syncs",
     "hub.session",
@@ -87,6 +91,7 @@ ORDER: Final = (
     "hub.demo.run",
     "hub.commandline",
     "hub.publishing",
+    "hub.inspecting",
     "hub.cli",
     "hub.__main__",
     "terminal",
@@ -138,12 +143,12 @@ LIBRARIES: Final[dict[str, tuple[str, ...]]] = {
         "terminal.client", "terminal.simulated",
     ),
     "click": (
-        "hub.cli", "hub.commandline", "hub.publishing",
+        "hub.cli", "hub.commandline", "hub.publishing", "hub.inspecting",
         "terminal.cli", "terminal.deciding", "terminal.place", "terminal.simulator", "terminal.watching",
     ),
     "rich": ("terminal.tables", "terminal.place", "terminal.watching"),
     "zstandard": ("hub.inspectors.deb",),
-    "packaging": ("hub.versions", "hub.inspectors", "terminal.installers"),
+    "packaging": ("hub.versions", "hub.wheeltags", "hub.inspectors", "terminal.installers"),
     "uvloop": ("hub.commandline", "terminal.cli"),
     "msgspec": PACKAGES,
 }  # fmt: skip
@@ -158,7 +163,7 @@ MAY_PRINT: Final = ("protocol.vectors",)
 
 
 # What is pure beside the protocol.
-PURE: Final = {"hub.versions", "hub.matching"}
+PURE: Final = {"hub.versions", "hub.candidates", "hub.wheeltags", "hub.explaining", "hub.matching"}
 
 # The brains, and what they may know of their own side: values.
 BRAINS: Final = {"hub.session": {"hub.records"}, "terminal.session": {"terminal.devicelist"}}
