@@ -4,17 +4,14 @@ The demonstration's installers are made by the formats' own tools; what those to
 is built here by hand.
 """
 
-import gzip
 import io
 import logging
-import lzma
 import os
 import re
 import shutil
 import struct
 import subprocess
 import sys
-import tarfile
 import tomllib
 import zipfile
 from collections.abc import Callable
@@ -25,7 +22,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hub.inspectors import apk, axml, deb, inspect, resources, wheel, zips
+from hub.inspectors import apk, axml, deb, inspect, resources, zips
 from hub.matching import Selector
 from hub.records import InstallerFacts
 from protocol.device import DeviceInfo
@@ -39,9 +36,7 @@ TV_APK = DEMO / "installers" / "hello-lockstep-tv-1.0.0.apk"
 WHEEL = DEMO / "installers" / "hello_lockstep-1.0.0-py3-none-any.whl"
 INSTALLERS = (DEB, APK, TV_APK, WHEEL)
 FRAMEWORK = Path("/usr/share/android-framework-res/framework-res.apk")
-PURE_TAG = "py3-none-any"
 
-needs_dpkg = pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="dpkg-deb is not installed")
 needs_aapt = pytest.mark.skipif(not shutil.which("aapt"), reason="aapt is not installed")
 needs_apksigner = pytest.mark.skipif(
     not (shutil.which("apksigner") and shutil.which("keytool")), reason="apksigner and keytool are not installed"
@@ -80,45 +75,12 @@ def save(tmp_path: Path) -> Save:
     return write
 
 
-def ar(*members: tuple[str, bytes]) -> bytes:
-    def member(name: str, body: bytes) -> bytes:
-        header = f"{name:<16}{0:<12}{0:<6}{0:<6}{'100644':<8}{len(body):<10}`\n".encode()
-        return header + body + b"\n" * (len(body) % 2)
-
-    return deb.SIGNATURE + b"".join(member(name, body) for name, body in members)
-
-
-def control_tar(text: str, name: str = "./control") -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        archive.addfile(tarfile.TarInfo("./"))
-        info = tarfile.TarInfo(name)
-        info.size = len(text.encode())
-        archive.addfile(info, io.BytesIO(text.encode()))
-    return buffer.getvalue()
-
-
-def a_deb(text: str, suffix: str = "", pack: Callable[[bytes], bytes] = bytes) -> bytes:
-    control = pack(control_tar(text))
-    return ar(("debian-binary", b"2.0\n"), (f"control.tar{suffix}", control), ("data.tar", b"\0" * 1024))
-
-
-def control(package: str = "hello", version: str = "1.0", architecture: str = "all", more: str = "") -> str:
-    return f"Package: {package}\nVersion: {version}\nArchitecture: {architecture}\n{more}"
-
-
 def a_zip(members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", method) as archive:
         for name, content in members.items():
             archive.writestr(name, content)
     return buffer.getvalue()
-
-
-def a_wheel(tags: list[str], metadata: bytes = b"Metadata-Version: 2.1\nName: Hello.Wheel\nVersion: 1.0\n") -> bytes:
-    wheel_file = "Wheel-Version: 1.0\n" + "".join(f"Tag: {tag}\n" for tag in tags)
-    folder = "hello_wheel-1.0.dist-info"
-    return a_zip({f"{folder}/METADATA": metadata, f"{folder}/WHEEL": wheel_file.encode()})
 
 
 def a_manifest(attributes: str = "", body: str = "", sdk: str = '<uses-sdk android:minSdkVersion="24"/>') -> str:
@@ -145,17 +107,6 @@ def link(tmp_path: Path) -> Callable[..., Path]:
 
 
 # --- the demonstration's installers ---------------------------------------------------------------------------------
-def test_the_demonstration_deb_gives_its_facts() -> None:
-    assert inspect(DEB) == InstallerFacts(
-        package_name="hello-lockstep",
-        title="Lockstep Hello",
-        version="1.0.0-1",
-        release="1.0.0",
-        kind="deb",
-        selector=Selector(os_types=("linux",)),
-    )
-
-
 def test_the_demonstration_apk_gives_its_facts() -> None:
     facts = inspect(APK)
     assert re.fullmatch("[0-9a-f]{64}", facts.signer_digest)
@@ -184,17 +135,6 @@ def test_the_apk_for_televisions_differs_only_in_what_it_asks_of_a_device() -> N
     assert inspect(TV_APK) == msgspec.structs.replace(inspect(APK), selector=selector)
 
 
-def test_the_demonstration_wheel_gives_its_facts() -> None:
-    assert inspect(WHEEL) == InstallerFacts(
-        package_name="hello-lockstep",
-        title="hello-lockstep",
-        version="1.0.0",
-        release="1.0.0",
-        kind="wheel",
-        selector=Selector(os_types=("linux", "macos", "windows")),
-    )
-
-
 def test_the_demonstration_stays_small() -> None:
     assert sum(path.stat().st_size for path in INSTALLERS) < 100_000
 
@@ -213,27 +153,6 @@ def test_a_stored_copy_gives_the_same_facts_under_its_original_name(path: Path, 
 
 
 # --- other readers of the same files --------------------------------------------------------------------------------
-@needs_dpkg
-def test_dpkg_reads_the_same_from_the_deb() -> None:
-    facts = inspect(DEB)
-    fields = [facts.package_name, facts.version, "all"]
-    assert run("dpkg-deb", "--show", "--showformat=${Package}\n${Version}\n${Architecture}", DEB).split() == fields
-
-
-@needs_dpkg
-@pytest.mark.parametrize("packing", ["gzip", "xz", "none"])
-def test_every_packing_dpkg_offers_is_read(packing: str, tmp_path: Path) -> None:
-    (tmp_path / "tree" / "DEBIAN").mkdir(parents=True)
-    (tmp_path / "tree" / "DEBIAN" / "control").write_text(
-        control("made", "2:1.5~rc1-3", "arm64", "Maintainer: A <a@example.org>\nDescription: Made\n here\n")
-    )
-    path = tmp_path / "made.deb"
-    run("dpkg-deb", "--root-owner-group", "--uniform-compression", f"-Z{packing}", "--build", tmp_path / "tree", path)
-    facts = inspect(path)
-    assert (facts.version, facts.release, facts.title) == ("2:1.5~rc1-3", "1.5~rc1", "Made")
-    assert facts.selector == Selector(os_types=("linux",), architectures=("arm64",))
-
-
 @needs_aapt
 @pytest.mark.parametrize("path", [APK, TV_APK], ids=["phone", "tv"])
 def test_aapt_reads_the_same_from_the_apk(path: Path) -> None:
@@ -268,85 +187,6 @@ def test_the_signer_is_read_from_every_signature_scheme(scheme: str, tmp_path: P
     digest = run("keytool", "-list", "-keystore", key, "-storepass", "throwaway").rpartition("(SHA-256): ")[2]
     assert certificate.startswith("-----BEGIN CERTIFICATE-----")
     assert inspect(signed).signer_digest == digest.strip().replace(":", "").lower()
-
-
-# --- deb ------------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("version", "release"),
-    [("1.0", "1.0"), ("1:1.0-1", "1.0"), ("1.0-rc1-2", "1.0-rc1"), ("0~20240101+git.1-1~bpo12", "0~20240101+git.1")],
-)
-def test_the_release_of_a_deb_is_its_upstream_version(version: str, release: str, save: Save) -> None:
-    facts = inspect(save(a_deb(control(version=version))))
-    assert (facts.version, facts.release) == (version, release)
-
-
-@pytest.mark.parametrize(
-    ("debian", "architecture"), [("amd64", "x86_64"), ("armhf", "armv7"), ("i386", "x86"), ("ppc64el", "ppc64le")]
-)
-def test_a_debian_architecture_gets_the_name_used_here(debian: str, architecture: str, save: Save) -> None:
-    assert inspect(save(a_deb(control(architecture=debian)))).selector.architectures == (architecture,)
-
-
-def test_a_deb_without_a_description_is_titled_by_its_package(save: Save) -> None:
-    assert inspect(save(a_deb(control()))).title == "hello"
-
-
-@pytest.mark.parametrize(
-    ("text", "fault"),
-    [
-        (control(architecture="m68k"), "m68k"),
-        (control(package="UPPER"), "UPPER"),
-        (control(version="1.0 beta"), "1.0 beta"),
-        (control(version="1-" * 400_000 + "!"), "64 characters"),
-        (control(version="1" * 65), "64 characters"),
-        (control(package="a" * 129), "128 characters"),
-        (control(more="Package: twice\n"), "Package: twice"),
-        ("Package: hello\n", "no Version"),
-        ("no colon here\n", "no colon here"),
-        ("", "no Package"),
-    ],
-)
-def test_a_control_file_that_makes_no_sense_is_refused_in_words(text: str, fault: str, save: Save) -> None:
-    assert fault in refused(save(a_deb(text))).message
-
-
-def test_a_control_archive_packed_with_zstd_is_refused_with_the_way_out(save: Save) -> None:
-    error = refused(save(a_deb(control(), ".zst")))
-    assert "zstd" in error.message
-    assert "-Zxz" in error.hint
-
-
-@pytest.mark.parametrize(("suffix", "pack"), [(".gz", gzip.compress), (".xz", lzma.compress)])
-def test_a_deb_whose_control_archive_is_a_bomb_is_refused(
-    suffix: str, pack: Callable[[bytes], bytes], save: Save
-) -> None:
-    bomb = pack(bytes(deb.CONTROL_UNPACKED_BYTES + 1))
-    content = ar(("debian-binary", b"2.0\n"), (f"control.tar{suffix}", bomb), ("data.tar", b""))
-    assert "unpacks to more than" in refused(save(content)).message
-
-
-def test_a_control_file_larger_than_the_limit_is_refused(save: Save) -> None:
-    text = control(more="Description: " + "x" * deb.CONTROL_FILE_BYTES)
-    assert "control file claims" in refused(save(a_deb(text))).message
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        ar(),
-        ar(("debian-binary", b"2.0\n")),
-        ar(("debian-binary", b"2.0\n"), ("control.tar", control_tar(control()))),
-        ar(("debian-binary", b"2.0\n"), ("data.tar", b"")),
-        ar(("debian-binary", b"1.0\n"), ("control.tar", control_tar(control())), ("data.tar", b"")),
-        ar(("control.tar", control_tar(control())), ("debian-binary", b"2.0\n"), ("data.tar", b"")),
-        ar(("debian-binary", b"2.0\n"), ("control.tar", control_tar(control(), "other")), ("data.tar", b"")),
-        ar(("debian-binary", b"2.0\n"), ("control.tar.bz2", b""), ("data.tar", b"")),
-        ar(("debian-binary", b"2.0\n"), ("control.tar.gz", gzip.compress(b"x")[:-1]), ("data.tar", b"")),
-        ar(("debian-binary", b"2.0\n"), *[("_extra", b"")] * deb.MEMBERS),
-    ],
-)
-def test_an_ar_archive_that_is_no_whole_debian_package_is_refused(content: bytes, save: Save) -> None:
-    refused(save(content))
 
 
 # --- apk ------------------------------------------------------------------------------------------------------------
@@ -471,82 +311,6 @@ def test_importing_the_inspectors_leaves_the_root_logger_as_it_was() -> None:
     assert output.split() == [str(logging.WARNING), "0"]
 
 
-# --- wheel ----------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("tag", "selector"),
-    [
-        (PURE_TAG, Selector(os_types=("linux", "macos", "windows"))),
-        ("py2.py3-none-any", Selector(os_types=("linux", "macos", "windows"))),
-        (
-            "cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64",
-            Selector(os_types=("linux",), architectures=("x86_64",)),
-        ),
-        ("cp311-abi3-musllinux_1_2_aarch64", Selector(os_types=("linux",), architectures=("arm64",))),
-        ("py3-none-linux_armv7l", Selector(os_types=("linux",), architectures=("armv7",))),
-        ("cp312-cp312-win_amd64", Selector(os_types=("windows",), architectures=("x86_64",))),
-        ("cp312-cp312-win32", Selector(os_types=("windows",), architectures=("x86",))),
-        (
-            "cp312-cp312-macosx_10_12_x86_64.macosx_11_0_arm64",
-            Selector(os_types=("macos",), os_version_minimum="10.12", architectures=("arm64", "x86_64")),
-        ),
-        (
-            "cp312-cp312-macosx_11_0_universal2",
-            Selector(os_types=("macos",), os_version_minimum="11.0", architectures=("arm64", "x86_64")),
-        ),
-    ],
-)
-def test_the_tags_of_a_wheel_say_which_systems_it_fits(tag: str, selector: Selector, save: Save) -> None:
-    facts = inspect(save(a_wheel([tag])), f"hello_wheel-1.0-{tag}.whl")
-    assert (facts.package_name, facts.title, facts.selector) == ("hello-wheel", "Hello.Wheel", selector)
-
-
-@pytest.mark.parametrize(
-    ("named", "inside", "fault"),
-    [
-        (PURE_TAG, ["cp311-cp311-win_amd64"], "not the tags in its WHEEL file"),
-        (PURE_TAG, [PURE_TAG, "py2-none-any"], "not the tags in its WHEEL file"),
-        (PURE_TAG, [], "lists no tags"),
-        (PURE_TAG, ["nonsense"], "lists no tags"),
-        (PURE_TAG, ["-".join([".".join("a" * 5000)] * 3)], "more than"),
-        ("-".join([".".join("a" * 40)] * 3), [PURE_TAG], "too long"),
-        ("py2-none-any", ["py2-none-any"], "py2"),
-        ("py3-none-emscripten_3_1_58_wasm32", ["py3-none-emscripten_3_1_58_wasm32"], "wasm32"),
-        ("py3-none-linux_armv6l", ["py3-none-linux_armv6l"], "armv6l"),
-        ("py3-none-win_amd64.macosx_11_0_arm64", ["py3-none-win_amd64.macosx_11_0_arm64"], "several systems"),
-    ],
-)
-def test_a_wheel_whose_tags_do_not_hold_is_refused_in_words(
-    named: str, inside: list[str], fault: str, save: Save
-) -> None:
-    assert fault in refused(save(a_wheel(inside)), f"hello_wheel-1.0-{named}.whl").message
-
-
-@pytest.mark.parametrize("name", ["", "hello.zip", "other-1.0-py3-none-any.whl", "hello_wheel-2.0-py3-none-any.whl"])
-def test_a_wheel_under_another_name_is_refused_with_the_way_out(name: str, save: Save) -> None:
-    assert "name" in refused(save(a_wheel([PURE_TAG])), name).hint
-
-
-@pytest.mark.parametrize(
-    "metadata",
-    [
-        b"",
-        b"Name: hello_wheel\n",
-        b"Name: hello_wheel\nVersion: 1.0\nVersion: 1.0\n",
-        b"Name: hello_wheel\nVersion: one\n",
-        b"Name: \xff\nVersion: 1.0\n",
-        b"Name: hello_wheel\nVersion: " + b"1" * 10_000 + b"\n",
-    ],
-)
-def test_a_wheel_without_one_name_and_version_is_refused(metadata: bytes, save: Save) -> None:
-    refused(save(a_wheel([PURE_TAG], metadata)), "hello_wheel-1.0-py3-none-any.whl")
-
-
-def test_metadata_of_nothing_but_headers_costs_no_more_than_its_size(save: Save) -> None:
-    headers = b"".join(b"h%d: x\n" % number for number in range(100_000))
-    metadata = b"Name: hello_wheel\nVersion: 1.0\n" + headers
-    assert inspect(save(a_wheel([PURE_TAG], metadata)), "hello_wheel-1.0-py3-none-any.whl").version == "1.0"
-
-
 # --- zip archives that lie ------------------------------------------------------------------------------------------
 def patched(content: bytes, signature: bytes, offset: int, form: str, value: int) -> bytes:
     """Overwrite a field `offset` bytes into the last record that begins with `signature`."""
@@ -565,11 +329,6 @@ def test_a_manifest_that_unpacks_to_more_than_it_declares_is_refused(save: Save)
     assert "unpacks to more than" in refused(save(patched(bomb, b"PK\x01\x02", 24, "<L", 100))).message
     short = a_zip({apk.MANIFEST: bytes(1000)})
     assert "does not match" in refused(save(patched(short, b"PK\x01\x02", 24, "<L", 100))).message
-
-
-def test_metadata_that_is_a_bomb_is_refused(save: Save) -> None:
-    bomb = a_wheel([PURE_TAG], bytes(wheel.METADATA_BYTES + 1))
-    assert "claims" in refused(save(bomb), WHEEL.name).message
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
