@@ -254,6 +254,8 @@ def _entries(index: bytes, store_bytes: int, wanted: frozenset[int]) -> dict[int
 
 # --- who signed -----------------------------------------------------------------------------------------------------
 
+_KEY_ID, _FINGERPRINT = 16, 33  # types of subpackets
+
 
 def _signer(signatures: _Header) -> str:
     """Return fingerprint or key id of the first signature's key in hex, "" for an unsigned package."""
@@ -271,21 +273,20 @@ def _signer(signatures: _Header) -> str:
 def _issuer(packet: bytes) -> str:
     """Read the issuer out of one OpenPGP signature packet of version 3, 4 or 6."""
     body = _signature_body(packet)
-    if body[0] == 3:  # version, length 5, type, time, key id
-        return body[7:15].hex()
-    if body[0] not in (4, 6):
+    if body[0] not in (3, 4, 6):
         raise BadFileError(f"its signature is of the OpenPGP version {body[0]}, and 3, 4 and 6 are read.")
-    width = 2 if body[0] == 4 else 4
-    hashed, at = _prefixed(body, 4, width)
-    unhashed, _ = _prefixed(body, at, width)
-    found = {**_issuers(unhashed), **_issuers(hashed)}
-    issuer = found.get(_FINGERPRINT, b"")[1:] or found.get(_KEY_ID, b"")
+    issuer = body[7:15] if body[0] == 3 else _issuer_among_subpackets(body)  # after length, type and time
     if len(issuer) not in (8, 20, 32):
         raise BadFileError("its signature does not say which key made it.")
     return issuer.hex()
 
 
-_KEY_ID, _FINGERPRINT = 16, 33
+def _issuer_among_subpackets(body: bytes) -> bytes:
+    width = 2 if body[0] == 4 else 4
+    hashed, at = _prefixed(body, 4, width)
+    unhashed, _ = _prefixed(body, at, width)
+    found = {**_issuers(unhashed), **_issuers(hashed)}
+    return found.get(_FINGERPRINT, b"")[1:] or found.get(_KEY_ID, b"")
 
 
 def _signature_body(packet: bytes) -> bytes:
