@@ -7,9 +7,10 @@ Android developers' guide. The signer's digest is read, not verified (see `signe
 
 import math
 import re
-from typing import Final
+from typing import Final, TypeAlias
 
-from hub.inspectors import axml, resources
+from hub.inspectors import axml
+from hub.inspectors.resources import Table
 from hub.inspectors.signer import signer_digest
 from hub.inspectors.source import Source
 from hub.inspectors.zips import Archive
@@ -25,7 +26,9 @@ FEATURES: Final = 64
 
 # Resource ids of the attributes read (android.R.attr); they never change once published.
 LABEL: Final = 0x01010001
+ICON: Final = 0x01010002
 NAME: Final = 0x01010003
+VALUE: Final = 0x01010024
 MIN_SDK: Final = 0x0101020C
 VERSION_CODE: Final = 0x0101021B
 VERSION_NAME: Final = 0x0101021C
@@ -41,6 +44,7 @@ SCREEN_DENSITY: Final = 0x010102CB
 SMALLEST_WIDTH: Final = 0x01010364
 VERSION_CODE_MAJOR: Final = 0x01010576
 SPLIT_REQUIRED: Final = 0x01010591
+SPLITS_REQUIRED_NAME: Final = "com.android.vending.splits.required"  # the same as meta-data, for Android before 10
 
 # The diagonal in inches every screen of a size class has at least, from the classes' least size in dp (1/160 inch).
 SCREEN_CLASSES: Final = (
@@ -58,6 +62,8 @@ FORM_FACTOR_FEATURES: Final[dict[str, FormFactor]] = {
 # An ABI of the first ARM Android devices, which every armv7 device still runs.
 ABI_NAMES: Final[dict[str, Architecture]] = {**ARCHITECTURE_NAMES, "armeabi": "armv7"}
 
+Manifest: TypeAlias = tuple[axml.Element, ...]
+
 _PACKAGE = re.compile(r"[A-Za-z][A-Za-z0-9_]*(?:\.[A-Za-z][A-Za-z0-9_]*)*")
 _LIBRARY = re.compile(r"lib/([^/]+)/[^/]+\.so")
 
@@ -73,49 +79,82 @@ def read_facts(source: Source) -> InstallerFacts:
     `version` is the version name, or the version code where there is no name. Raises BadFileError for a damaged file, a
     part of a split program, a preview platform and an ABI without a counterpart here.
     """
-    archive = source.archive
-    elements = tuple(axml.elements(archive.read(MANIFEST, MANIFEST_BYTES)))
-    root = elements[0]
-    package = root.get("package")
-    if root.name != "manifest" or not isinstance(package, str) or not _PACKAGE.fullmatch(package):
+    if source.archive.is_zip64:
+        raise BadFileError("it is a zip64 archive, which Android does not install.", hint="Build the APK again.")
+    manifest = read_manifest(source.archive)
+    _require_whole(manifest)
+    return manifest_facts(source.archive, manifest)
+
+
+def read_manifest(archive: Archive, limit: int = MANIFEST_BYTES) -> Manifest:
+    """Return the elements of a manifest of at most `limit` bytes. Raises BadFileError, also if it names no package."""
+    manifest = tuple(axml.elements(archive.read(MANIFEST, limit)))
+    package = manifest[0].get("package")
+    if manifest[0].name != "manifest" or not isinstance(package, str) or not _PACKAGE.fullmatch(package):
         raise BadFileError("its manifest names no package.")
-    _require_whole(root)
-    code = _number(root.get(VERSION_CODE)) or 0
-    version = _text(archive, root.get(VERSION_NAME)) or str(code)
+    return manifest
+
+
+def manifest_facts(archive: Archive, manifest: Manifest) -> InstallerFacts:
+    """Return what an APK says, whole or the base of a split program. Raises BadFileError."""
+    root, table = manifest[0], Table.of(archive)
+    package, code = str(root.get("package")), version_code(manifest)
+    version = _text(table, root.get(VERSION_NAME)) or str(code & 0xFFFFFFFF)
     return InstallerFacts(
         package_name=package,
-        title=_title(archive, elements) or package,
+        title=_text(table, _of_application(manifest, LABEL)) or package,
         version=version,
         release=version,
         kind="apk",
-        selector=_selector(archive, elements),
-        api_level_target=_number(_uses_sdk(elements, TARGET_SDK)) or None,
-        package_version_code=((_number(root.get(VERSION_CODE_MAJOR)) or 0) << 32) + code,
+        selector=_selector(archive, manifest),
+        api_level_target=_number(_uses_sdk(manifest, TARGET_SDK)) or None,
+        package_version_code=code,
+        sortable_version=str(code),
         signer_digest=signer_digest(archive),
+        icon=_icon(archive, table, _of_application(manifest, ICON)),
     )
 
 
-def _require_whole(root: axml.Element) -> None:
-    if root.get("split") is not None or root.get(SPLIT_REQUIRED) is True:
+def version_code(manifest: Manifest) -> int:
+    """Return the number Android orders builds by, `versionCodeMajor` above `versionCode`, each of 32 bits."""
+    major, minor = (_number(manifest[0].get(attribute)) or 0 for attribute in (VERSION_CODE_MAJOR, VERSION_CODE))
+    return (major << 32) + minor
+
+
+def _require_whole(manifest: Manifest) -> None:
+    root = manifest[0]
+    required = any(
+        element.get(SPLIT_REQUIRED) is True
+        or (element.name == "meta-data" and element.get(NAME) == SPLITS_REQUIRED_NAME and element.get(VALUE) is True)
+        for element in manifest
+    )
+    if root.get("split") is not None or required:
         raise BadFileError(
             "it is one part of a split program and cannot be installed alone.",
-            hint="Build a universal APK, for example with `bundletool build-apks --mode=universal`.",
+            hint="Publish the whole set, an .apks file as `bundletool build-apks` makes it, or one universal APK from "
+            "`bundletool build-apks --mode=universal`.",
         )
 
 
-def _title(archive: Archive, elements: tuple[axml.Element, ...]) -> str:
-    applications = (element for element in elements if (element.depth, element.name) == (2, "application"))
-    return next((_text(archive, element.get(LABEL)) for element in applications), "")
+def _of_application(manifest: Manifest, attribute: int) -> axml.Value:
+    applications = (element for element in manifest if (element.depth, element.name) == (2, "application"))
+    return next((element.get(attribute) for element in applications), None)
 
 
-def _text(archive: Archive, value: axml.Value) -> str:
+def _text(table: Table, value: axml.Value) -> str:
     if isinstance(value, axml.Reference):
-        return resources.text(archive, value.resource_id)
+        return table.text(value.resource_id)
     return value if isinstance(value, str) else ""
 
 
-def _selector(archive: Archive, elements: tuple[axml.Element, ...]) -> Selector:
-    minimum, maximum = _api_levels(elements)
+def _icon(archive: Archive, table: Table, value: axml.Value) -> str:
+    """Return the icon's file in the archive: the densest picture, a drawing in XML where there is no picture."""
+    files = table.files(value.resource_id) if isinstance(value, axml.Reference) else [value]
+    return next((name for name in files if isinstance(name, str) and name in archive.members), "")
+
+
+def _selector(archive: Archive, elements: Manifest) -> Selector:
+    minimum, maximum = api_levels(elements)
     features = _features(elements)
     densities = _compatible(elements, SCREEN_DENSITY)
     form_factors = {FORM_FACTOR_FEATURES[feature] for feature in features if feature in FORM_FACTOR_FEATURES}
@@ -123,7 +162,7 @@ def _selector(archive: Archive, elements: tuple[axml.Element, ...]) -> Selector:
         os_types=("android",),
         api_level_minimum=minimum,
         api_level_maximum=maximum,
-        architectures=_architectures(archive),
+        architectures=architectures(abis(archive)),
         form_factors=tuple(form_factor for form_factor in FORM_FACTORS if form_factor in form_factors),
         screen_inches_minimum=_inches_minimum(elements),
         density_dpi_minimum=min(densities, default=None),
@@ -132,7 +171,8 @@ def _selector(archive: Archive, elements: tuple[axml.Element, ...]) -> Selector:
     )
 
 
-def _api_levels(elements: tuple[axml.Element, ...]) -> tuple[int | None, int | None]:
+def api_levels(elements: Manifest) -> tuple[int | None, int | None]:
+    """Return the least and the greatest API level it installs on. Raises BadFileError for a preview platform."""
     minimum = _uses_sdk(elements, MIN_SDK)
     if isinstance(minimum, str) and not minimum.isdecimal():
         raise BadFileError(
@@ -141,12 +181,12 @@ def _api_levels(elements: tuple[axml.Element, ...]) -> tuple[int | None, int | N
     return _number(minimum) or None, _number(_uses_sdk(elements, MAX_SDK)) or None
 
 
-def _uses_sdk(elements: tuple[axml.Element, ...], attribute: int) -> axml.Value:
+def _uses_sdk(elements: Manifest, attribute: int) -> axml.Value:
     found = (element for element in elements if (element.depth, element.name) == (2, "uses-sdk"))
     return next((element.get(attribute) for element in found), None)
 
 
-def _features(elements: tuple[axml.Element, ...]) -> tuple[str, ...]:
+def _features(elements: Manifest) -> tuple[str, ...]:
     """Return the names of the features required; a `required` that is not spelt out means true."""
     found = {
         element.get(NAME)
@@ -162,8 +202,13 @@ def _features(elements: tuple[axml.Element, ...]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _architectures(archive: Archive) -> tuple[Architecture, ...]:
-    abis = {match[1] for match in map(_LIBRARY.fullmatch, archive.members) if match}
+def abis(archive: Archive) -> set[str]:
+    """Return the ABIs in whose folders the archive keeps libraries."""
+    return {match[1] for match in map(_LIBRARY.fullmatch, archive.members) if match}
+
+
+def architectures(abis: set[str]) -> tuple[Architecture, ...]:
+    """Return the architectures of `abis`, none when there are no native libraries. Raises BadFileError."""
     known = {ABI_NAMES[abi] for abi in abis if abi in ABI_NAMES}
     if abis and not known:
         raise BadFileError(
@@ -173,7 +218,7 @@ def _architectures(archive: Archive) -> tuple[Architecture, ...]:
     return tuple(sorted(known))
 
 
-def _inches_minimum(elements: tuple[axml.Element, ...]) -> float | None:
+def _inches_minimum(elements: Manifest) -> float | None:
     """Return the diagonal in inches below which the manifest excludes a device, None where it excludes none.
 
     A larger screen than declared is never excluded: the platform scales up, and only up.
@@ -196,7 +241,7 @@ def _smallest_width_inches(width_dp: int) -> float:
     return min(1_000.0, math.floor(width_dp * 5 / 3 / DP_PER_INCH * 10) / 10)
 
 
-def _compatible(elements: tuple[axml.Element, ...], attribute: int) -> tuple[int, ...]:
+def _compatible(elements: Manifest, attribute: int) -> tuple[int, ...]:
     """Return the sizes or densities `compatible-screens` lists, none when one of them is not definite."""
     screens = [element.get(attribute) for element in elements if (element.depth, element.name) == (3, "screen")]
     numbers = [number for value in screens if (number := _number(value))]

@@ -9,6 +9,7 @@ Layout: `ResourceTypes.h` of the Android Open Source Project (ResChunk_header, R
 ResXMLTree_attrExt, Res_value).
 """
 
+import codecs
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ TYPE_REFERENCE, TYPE_STRING, _TYPE_BOOLEAN = 0x01, 0x03, 0x12
 _TYPES_INTEGER: Final = range(0x10, 0x12)  # decimal, hexadecimal
 _NO_STRING: Final = 0xFFFFFFFF
 _UTF8_FLAG: Final = 1 << 8
+
+codecs.lookup("utf-16-le")  # imported now, since an inspector may open no file later
 
 _CHUNK = struct.Struct("<HHI")  # type, header size, whole size
 _POOL = struct.Struct("<HHIIIIII")  # chunk, strings, styles, flags, strings start, styles start
