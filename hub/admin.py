@@ -24,7 +24,11 @@ from hub.scrub import Tell, keep_report, scrub, tell_nobody
 from protocol.errors import ConflictError, LockstepError, UnavailableError, UsageError
 
 SOCKET_NAME: Final = "admin.sock"
-_READS: Final = frozenset({"catalogue", "catalogue show", "account list", "check", "backup"})
+# What is asked of a folder with no hub in it makes none.
+_NEEDS_A_HUB: Final = frozenset({
+    "catalogue", "catalogue show", "catalogue yank", "catalogue restore", "catalogue retire", "catalogue channel",
+    "catalogue alias", "account list", "check", "backup",
+})  # fmt: skip
 _TOLD_EVERY_SECONDS: Final = 0.25
 _LINE_BYTES: Final = 4 * 1024 * 1024
 _ANSWER_BYTES: Final = 64 * 1024 * 1024  # of the hub, on the other side
@@ -85,12 +89,12 @@ async def _check(hub: Hub, tell: Tell) -> Any:
 async def ask(settings: Settings, command: str, arguments: dict[str, Any], tell: Tell = tell_nobody) -> Any:
     """Have the running hub perform a command, or take the folder's lock and do it here; `tell` hears how far it is.
 
-    Raises UnavailableError where a command that only reads is asked of a folder with no hub in it.
+    Raises UnavailableError where a folder with no hub in it is asked for what it cannot have.
     """
     folder = settings.data_folder
     answer = await _ask_running(folder, {"command": command, **arguments}, tell)
     if answer is None:
-        if command in _READS and not (folder / DATABASE_NAME).exists():
+        if command in _NEEDS_A_HUB and not (folder / DATABASE_NAME).exists():
             raise UnavailableError(f"There is no hub's data in {folder}.", hint="Name the folder with --data.")
         async with open_hub(settings) as hub:
             return await perform(hub, command, arguments, tell)
