@@ -1,7 +1,7 @@
 """Composition root: build the hub's rooms, start and stop them, in order.
 
 The data folder holds everything: `hub.lock` (held while anything uses the folder), `hub.key` (the hub's Ed25519 seed),
-`hub.db`, `objects/`, and `admin.sock` while a hub runs.
+`hub.db`, `objects/`, `uploads/` (what is on its way up from terminals), and `admin.sock` while a hub runs.
 """
 
 import fcntl
@@ -28,6 +28,7 @@ from hub.steps import sync_folder
 from hub.store import Store
 from hub.syncs import Syncs
 from hub.terminalsocket import Services
+from hub.uploads import Uploads
 from protocol import limits
 from protocol.errors import BadFileError, RefusedError, UnavailableError
 from protocol.keys import SigningKey
@@ -56,6 +57,14 @@ class Hub:
         is_receiving = self.presence.is_receiving
         self.deliveries = Deliveries(
             store, self.pokes, self.clock, is_receiving, quiet=quiet_hours(settings.quiet_hours)
+        )
+        self.uploads = Uploads(
+            settings.data_folder / "uploads",
+            objects=self.objects,
+            catalogue=self.catalogue,
+            accounts=self.accounts,
+            clock=self.clock,
+            reserve_bytes=_reserve_bytes(settings),
         )
         self.syncs = Syncs(
             store,
@@ -91,6 +100,7 @@ async def open_hub(settings: Settings) -> AsyncIterator[Hub]:
 async def serve_hub(hub: Hub) -> AsyncIterator[HubServer]:
     """Serve terminals on the hub's address until the block is left."""
     await hub.deliveries.start()
+    await hub.uploads.start()
     services = Services(
         settings=hub.settings,
         hub_key=hub.hub_key,
@@ -100,15 +110,17 @@ async def serve_hub(hub: Hub) -> AsyncIterator[HubServer]:
         presence=hub.presence,
         deliveries=hub.deliveries,
         syncs=hub.syncs,
+        uploads=hub.uploads,
     )
     server = HubServer(services)
     await server.start()
-    reaper = Reaper(hub.deliveries, hub.pokes, hub.presence)
+    reaper = Reaper(hub.deliveries, hub.pokes, hub.presence, hub.uploads)
     try:
         async with reaper.running(), scrubbing_weekly(hub.store, hub.objects, hub.settings.data_folder):
             yield server
     finally:
         await server.stop()
+        await hub.uploads.close()
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """The reaper: acts on deadlines that outlive a connection, so that nothing waits for ever.
 
 Once a second it has the overdue moved and what was put off queued; every ten seconds it keeps hub time on disk, which a
-killed hub therefore lives again at most that long; and when quiet hours end it has everybody looked after.
+killed hub therefore lives again at most that long, and has uploads removed that nobody goes on with; and when quiet
+hours end it has everybody looked after.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ from typing import Final
 from hub.deliveries import Deliveries
 from hub.pokes import Pokes
 from hub.presence import Presence
+from hub.uploads import Uploads
 from protocol.errors import LockstepError
 
 LOOK_EVERY_SECONDS: Final = 1.0
@@ -25,10 +27,13 @@ log: Final = logging.getLogger("lockstep.hub")
 class Reaper:
     """The reaper of one hub."""
 
-    def __init__(self, deliveries: Deliveries, pokes: Pokes, presence: Presence) -> None:
+    def __init__(
+        self, deliveries: Deliveries, pokes: Pokes, presence: Presence, uploads: Uploads | None = None
+    ) -> None:
         self._deliveries = deliveries
         self._pokes = pokes
         self._presence = presence
+        self._uploads = uploads
         self._was_quiet = False
 
     @asynccontextmanager
@@ -51,6 +56,8 @@ class Reaper:
                 await self.look()
                 if looks % KEEP_CLOCK_EVERY_LOOKS == 0:
                     await self._deliveries.keep_clock()
+                    if self._uploads is not None:
+                        await self._uploads.reap()
             except LockstepError as error:
                 log.error("%s", error)  # a full disk: the next look may have room
             except Exception:

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import time
 from collections import deque
+from collections.abc import Coroutine
 from typing import Any, Final
 
 from websockets.asyncio.server import ServerConnection
@@ -28,6 +29,7 @@ from hub.presence import Presence
 from hub.records import Owed, Terminal
 from hub.requests import Requests
 from hub.syncs import SYNCS_TOLD_AT_ONCE, Syncs
+from hub.uploads import Upload, Uploads
 from protocol import codec, limits, messages
 from protocol.errors import BadDataError, LockstepError, ProtocolError, UnavailableError
 from protocol.keys import SigningKey
@@ -59,12 +61,14 @@ class Services:
         presence: Presence,
         deliveries: Deliveries,
         syncs: Syncs,
+        uploads: Uploads,
     ) -> None:
         self.settings = settings
         self.hub_key = hub_key
         self.accounts = accounts
         self.deliveries = deliveries
         self.syncs = syncs
+        self.uploads = uploads
         self.objects = objects
         self.pokes = pokes
         self.presence = presence
@@ -152,6 +156,7 @@ class TerminalSocket:
         self._ping_due = False
         self._closing: brain.Close | None = None
         self._delivery: Delivery | None = None
+        self._upload: Upload | None = None
         self._bucket: Bucket | None = None
         self._largest_frame_bytes = limits.FRAME_BYTES
         self._again_at: float | None = None
@@ -410,6 +415,12 @@ class TerminalSocket:
                 return await self._read_changes(since)
             case brain.NoteSync(sync):
                 await self._services.syncs.note(self._me.terminal_id, sync)
+            case brain.BeginUpload(request):
+                return await self._begin_upload(request)
+            case (
+                brain.TakePage() | brain.TakeFrame() | brain.PrepareUpload() | brain.PublishUpload() | brain.EndUpload()
+            ):
+                return await self._go_on_with_upload(action)
             case _:
                 return await self._deliver(action)
         return None
@@ -475,21 +486,71 @@ class TerminalSocket:
         try:
             answer, renamed = await self._services.requests.answer(self._me, request)
         except LockstepError as error:
-            near = tuple(name[: limits.TEXT_CHARACTERS] for name in getattr(error, "near", ()))
-            return (
-                messages.Error(
-                    code=error.code,
-                    message=error.message[: limits.TEXT_CHARACTERS],
-                    hint=error.hint[: limits.TEXT_CHARACTERS],
-                    near=near,
-                    re=getattr(request, "id", 0),
-                ),
-            )
+            return (brain.error_message(error, getattr(request, "id", 0)),)
         if renamed is not None:
             self._session.terminal = renamed
         if isinstance(request, messages.Sync) and isinstance(answer[0], messages.SyncAccepted):
             log.info("%s asked for %s: sync %s", self, request.program, answer[0].sync)
         return answer
+
+    async def _begin_upload(self, request: messages.Publish) -> brain.Event:
+        try:
+            self._upload = await self._services.uploads.begin(self._me, request)
+        except LockstepError as error:
+            return brain.UploadBegun(request, error)
+        return brain.UploadBegun(request)
+
+    async def _go_on_with_upload(self, action: brain.UploadAction) -> brain.Event | None:
+        upload, uploads = self._upload, self._services.uploads
+        assert upload is not None, "the session goes on only with what has begun"
+        name = upload.request.upload
+        try:
+            match action:
+                case brain.TakePage(page):
+                    return brain.UploadPageTaken(name, await uploads.add_page(upload, page))
+                case brain.TakeFrame(frame):
+                    await uploads.write(upload, frame)
+                    return _fetched(upload)
+                case brain.PrepareUpload():
+                    uploads.spawn(upload, self._bring(upload, self._prepare(upload)))
+                case brain.PublishUpload():
+                    uploads.spawn(upload, self._bring(upload, self._publish(upload)))
+                case brain.EndUpload():
+                    self._upload = None
+                    await uploads.end(upload)
+        except LockstepError as error:
+            return brain.UploadFailed(name, error.code, str(error))
+        return None
+
+    async def _bring(self, upload: Upload, work: Coroutine[Any, Any, brain.Event]) -> None:
+        """Have the session hear how work on a whole file ended."""
+        try:
+            self._inbox.put_nowait(await work)
+        except LockstepError as error:
+            self._inbox.put_nowait(brain.UploadFailed(upload.request.upload, error.code, str(error)))
+        except Exception:
+            log.exception("internal error in an upload of %s", self)
+            await self._services.uploads.end(upload)
+            self._inbox.put_nowait(brain.UploadFailed(upload.request.upload, "internal", "The hub has a fault."))
+
+    async def _prepare(self, upload: Upload) -> brain.Event:
+        await self._services.uploads.prepare(upload)
+        return _fetched(upload)
+
+    async def _publish(self, upload: Upload) -> brain.Event:
+        published = await self._services.uploads.publish(upload)
+        return brain.UploadPublished(
+            messages.Published(
+                upload=upload.request.upload,
+                program=published.program,
+                title=published.title,
+                version=published.version,
+                installer_kind=published.kind,
+                digest=bytes.fromhex(published.digest),
+                new=published.new,
+                fits=published.fits[: limits.TEXT_CHARACTERS],
+            )
+        )
 
     async def _deliver(self, action: brain.Action) -> brain.Event | None:
         deliveries, me = self._services.deliveries, self._me
@@ -605,6 +666,8 @@ class TerminalSocket:
             me.account_id, me.terminal_id, self.number, now=self._loop.time(), last_seen=time.time()
         )
         try:
+            if self._upload is not None:
+                await services.uploads.end(self._upload)
             await self._stop_transfer()
             await services.accounts.seen(me.terminal_id)
             if newest:
@@ -623,3 +686,9 @@ class TerminalSocket:
     def _log_close(self, close: brain.Close) -> None:
         if close.code != brain.CLOSE_STOPPING:
             log.info("%s is closed: %d %s", self, close.code, close.reason or "not a valid opening")
+
+
+def _fetched(upload: Upload) -> brain.UploadFetched:
+    return brain.UploadFetched(
+        upload.request.upload, upload.frames, upload.done_bytes, upload.next_want(), complete=upload.complete
+    )
