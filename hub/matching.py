@@ -1,11 +1,15 @@
 """Matching: device info + candidate installers -> the installer that fits best, or why none does.
 
-Pure: no I/O, no clock. Three steps, in this order:
+Pure: no I/O, no clock. Four steps, in this order; `docs/matching.md` tells them to people:
 
 1. Hard filter (`CHECKS`), three-valued: an unknown OS type or architecture is a no; any other unknown is allowed,
    ranked lower and reported.
 2. Rank (`RULES`): the first difference between two fitting installers decides.
-3. Explain: the rule that decided over the runner-up, and per rejected candidate each failing field, nearest first.
+3. Forecast: what may go wrong with the chosen one, and what stops it.
+4. Explain (`hub/explaining.py`): the rule that decided over the runner-up, and per rejected candidate each failing
+   field, nearest first.
+
+The runner-up is what would be chosen if the chosen one were not there.
 """
 
 import re
@@ -14,137 +18,54 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
-from typing import Annotated, Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
-from msgspec import Meta, Struct
+from msgspec import Struct
 
-from hub.versions import compare_versions as compare_versions  # offered here too: most callers match as well
-from hub.versions import version_key
-from hub.versions import version_sort_key as version_sort_key
+from hub import explaining
+from hub.candidates import Candidate as Candidate  # these four are offered here too: most callers match as well
+from hub.candidates import Forecast, Installed, Rejection
+from hub.candidates import Mismatch as Mismatch
+from hub.candidates import Selector as Selector
+from hub.versions import UNIFIED, compare_of_kind, order_of_kind, version_key
+from hub.versions import compare_versions as compare_versions
+from hub.wheeltags import PLACE_OF_ANY, wheel_place
 from protocol import limits
-from protocol.device import Architecture, DeviceInfo, FormFactor, Inches, InstallerKind, Name, OsType, Pixels
-
-Bound: TypeAlias = Annotated[str, Meta(max_length=64)]
-WheelTag: TypeAlias = Annotated[str, Meta(min_length=1, max_length=255)]
-
-
-class Selector(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Which devices an installer fits. Everything but `os_types` is optional; empty or None means "any".
-
-    Bounds are inclusive. OS versions compare by their number parts, so a maximum of "12" excludes 12.1 and "12.0" is
-    "12". Models are globs (`*` any characters, `?` one) tried on marketing name and model code, case and runs of spaces
-    folded. Resolutions compare as (long side, short side), each on its own.
-    """
-
-    os_types: Annotated[tuple[OsType, ...], Meta(min_length=1, max_length=8)]
-    os_version_minimum: Bound = ""
-    os_version_maximum: Bound = ""
-    api_level_minimum: Annotated[int, Meta(ge=1)] | None = None
-    api_level_maximum: Annotated[int, Meta(ge=1)] | None = None
-    architectures: tuple[Architecture, ...] = ()
-    models: tuple[Name, ...] = ()
-    models_excluded: tuple[Name, ...] = ()
-    form_factors: tuple[FormFactor, ...] = ()
-    screen_inches_minimum: Inches | None = None
-    screen_inches_maximum: Inches | None = None
-    resolution_minimum: tuple[Pixels, Pixels] | None = None
-    resolution_maximum: tuple[Pixels, Pixels] | None = None
-    density_dpi_minimum: Annotated[int, Meta(ge=1)] | None = None
-    density_dpi_maximum: Annotated[int, Meta(ge=1)] | None = None
-    features_required: tuple[Name, ...] = ()
-    features_forbidden: tuple[Name, ...] = ()
-    wheel_tags: tuple[WheelTag, ...] = ()
-
-
-class Candidate(Struct, frozen=True, kw_only=True):
-    """One installer the resolver may choose. `digest` is the object's SHA-256; `size` is in bytes.
-
-    `version` is the release's; `file_version` the header's own; `sortable_version` what the order of its kind compares
-    (an APK's versionCode). `signer_digest` is the SHA-256 of the first signing certificate in hex, empty if unsigned.
-    """
-
-    digest: bytes
-    version: str
-    kind: InstallerKind
-    size: int
-    selector: Selector
-    file_version: str = ""
-    sortable_version: str = ""
-    signer_digest: str = ""
-    channel: str = "stable"
-
-
-class Mismatch(Struct, frozen=True, kw_only=True):
-    """One field of a selector that a device does not meet, in words: what the installer wants, what the device has."""
-
-    field: str
-    wants: str
-    has: str
-
-
-class Rejection(Struct, frozen=True, kw_only=True):
-    """A candidate that does not fit, and every field in the way."""
-
-    candidate: Candidate
-    mismatches: tuple[Mismatch, ...]
+from protocol.device import Architecture, DeviceInfo, InstallerKind
 
 
 class Match(Struct, frozen=True, kw_only=True):
     """What the resolver found for one device.
 
-    `chosen` is None when nothing fits. `rule` names the rule that decided over the runner-up ("only candidate" when
-    there was none, empty when nothing fits); `unknown` lists the fields the chosen one asks about and the device does
-    not report; `rejections` are nearest first, at most `REJECTIONS_LISTED`; `sentence` says the whole in plain words.
+    `chosen` is None when nothing fits. `rule` names the rule that decided over `runner_up` ("only candidate" when there
+    was none, empty when nothing fits); `unknown` lists the fields the chosen one asks about and the device does not
+    report; `forecasts` say what may go wrong, those that stop it first; `rejections` are nearest first, at most
+    `REJECTIONS_LISTED`; `sentence` says the whole in plain words.
     """
 
     chosen: Candidate | None
     rule: str
+    runner_up: Candidate | None = None
     unknown: tuple[str, ...]
+    forecasts: tuple[Forecast, ...] = ()
     rejections: tuple[Rejection, ...]
     sentence: str
 
 
 REJECTIONS_LISTED: Final = 20
 ONLY_CANDIDATE: Final = "only candidate"
+BITS_64: Final = frozenset[Architecture]({"x86_64", "arm64", "riscv64", "ppc64le", "s390x", "mips64"})
+# Kinds whose order compares a number that is not the version people know; without it only the unified order can tell.
+_CODED: Final[frozenset[InstallerKind]] = frozenset({"apk", "apks", "ipa"})
+# Where a program that is signed by another cannot replace the one that is there.
+_SIGNED: Final[frozenset[InstallerKind]] = frozenset({"apk", "apks", "msix"})
 
-# What one check finds: None fits, "unknown" cannot be told, a pair says what the installer wants and the device has.
-Finding: TypeAlias = tuple[str, str] | Literal["unknown"] | None
+# What one check finds: whether the field fits, or that it cannot be told.
+Finding: TypeAlias = bool | Literal["unknown"]
 
-_OS_TITLES: Final[dict[OsType, str]] = {
-    "android": "Android",
-    "ios": "iOS",
-    "linux": "Linux",
-    "macos": "macOS",
-    "windows": "Windows",
-    "other": "another system",
-}
-_FORM_TITLES: Final[dict[FormFactor, str]] = {
-    "phone": "a phone",
-    "tablet": "a tablet",
-    "tv": "a TV",
-    "car": "a car head unit",
-    "pc": "a PC",
-    "watch": "a watch",
-    "other": "another kind of device",
-}
-# developer.android.com/tools/releases/platforms
-# fmt: off
-_ANDROID_VERSIONS: Final = {
-    16: "4.1", 17: "4.2", 18: "4.3", 19: "4.4", 20: "4.4W", 21: "5.0", 22: "5.1", 23: "6", 24: "7.0", 25: "7.1",
-    26: "8.0", 27: "8.1", 28: "9", 29: "10", 30: "11", 31: "12", 32: "12L", 33: "13", 34: "14", 35: "15", 36: "16",
-}
-# fmt: on
 _EXACT_MODEL: Final = limits.NAME_CHARACTERS + 1  # above what any glob can reach
 _FIRST: Final = itemgetter(0)
 _COMPLEMENT: Final = bytes(range(255, -1, -1))
-_FIELD_WORDS: Final = {
-    "os_version": "OS version",
-    "api_level": "API level",
-    "form_factor": "form factor",
-    "screen_inches": "screen size",
-    "density_dpi": "density",
-    "kind": "installer kinds",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,166 +73,144 @@ class Judged:
     """A candidate after the hard filter: the fields in its way, and the fields nobody can tell about."""
 
     candidate: Candidate
-    mismatches: tuple[Mismatch, ...]
+    failing: tuple[str, ...]
     unknown: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One step of the ranking. `key` gives what two candidates compare by, one type per rule; the greater wins."""
+    """One step of the ranking. `ranks` gives what each of several compares by, one type per rule; the greater wins."""
 
     name: str
-    key: Callable[[DeviceInfo, Judged], Any]
+    ranks: Callable[[DeviceInfo, Sequence[Judged]], Sequence[Any]]
 
 
-def match(device: DeviceInfo, candidates: tuple[Candidate, ...], *, version: str = "") -> Match:
-    """Choose the installer among `candidates` for `device`; `version` pins one release when given. Never raises."""
+def match(
+    device: DeviceInfo, candidates: tuple[Candidate, ...], *, version: str = "", installed: Installed | None = None
+) -> Match:
+    """Choose the installer among `candidates` for `device`; `version` pins one release when given. Never raises.
+
+    `installed` is what the device has of the program; only the forecasts depend on it, and on the free bytes.
+    """
     judged = [_judge(device, candidate, version) for candidate in candidates]
-    fitting = [one for one in judged if not one.mismatches]
-    rejected = [one for one in judged if one.mismatches]
+    fitting = [one for one in judged if not one.failing]
+    rejected = [one for one in judged if one.failing]
     nearest = _best(device, rejected, REJECTIONS_LISTED, (_NEAREST, *RULES))
-    rejections = tuple(Rejection(candidate=one.candidate, mismatches=one.mismatches) for one in nearest)
+    rejections = tuple(_rejection(device, one, version) for one in nearest)
     if not fitting:
-        sentence = _sentence_for_none(rejected, nearest, version)
+        sentence = _sentence_for_none(device, rejected, nearest, version)
         return Match(chosen=None, rule="", unknown=(), rejections=rejections, sentence=sentence)
     chosen, runner_up, rule = _decide(device, fitting)
-    sentence = _sentence_for_chosen(chosen, runner_up, rule)
-    return Match(chosen=chosen.candidate, rule=rule, unknown=chosen.unknown, rejections=rejections, sentence=sentence)
+    second = runner_up.candidate if runner_up else None
+    return Match(
+        chosen=chosen.candidate,
+        rule=rule,
+        runner_up=second,
+        unknown=chosen.unknown,
+        forecasts=forecast(device, chosen.candidate, installed, pinned=bool(version)),
+        rejections=rejections,
+        sentence=explaining.sentence_for_chosen(device, chosen.candidate, second, rule, chosen.unknown),
+    )
 
 
 # --- hard filter --------------------------------------------------------------------------------------------------
 
 
 def _judge(device: DeviceInfo, candidate: Candidate, version: str) -> Judged:
-    mismatches: list[Mismatch] = []
+    failing = ["version"] if version and compare_versions(candidate.version, version) else []
     unknown: list[str] = []
-    if version and compare_versions(candidate.version, version):
-        wants, has = f"a request for version {candidate.version}", f"version {version} was asked for"
-        mismatches.append(Mismatch(field="version", wants=wants, has=has))
     for field, check in CHECKS.items():
         finding = check(device, candidate)
         if finding == "unknown":
             unknown.append(field)
-        elif finding:
-            mismatches.append(Mismatch(field=field, wants=finding[0], has=finding[1]))
-    return Judged(candidate, tuple(mismatches), tuple(unknown))
+        elif not finding:
+            failing.append(field)
+    return Judged(candidate, tuple(failing), tuple(unknown))
 
 
 def _check_os_type(device: DeviceInfo, candidate: Candidate) -> Finding:
-    os_types = candidate.selector.os_types
-    if device.os_type != "other" and device.os_type in os_types:
-        return None
-    wants = _alternatives([_OS_TITLES[os_type] for os_type in os_types])
-    if device.os_type == "other":
-        return wants, "this device does not report a known system"
-    return wants, f"this device has {_OS_TITLES[device.os_type]}"
+    return device.os_type != "other" and device.os_type in candidate.selector.os_types
 
 
 def _check_architecture(device: DeviceInfo, candidate: Candidate) -> Finding:
     wanted = candidate.selector.architectures
-    if not wanted or any(architecture in wanted for architecture in device.architectures):
-        return None
-    if not device.architectures:
-        return _alternatives(wanted), "this device does not report its architecture"
-    return _alternatives(wanted), f"this device has {_list(device.architectures)}"
+    return not wanted or any(architecture in wanted for architecture in device.architectures)
 
 
 def _check_kind(device: DeviceInfo, candidate: Candidate) -> Finding:
     if not device.installer_kinds:
         return "unknown"
-    if candidate.kind in device.installer_kinds:
-        return None
-    return (
-        f"a device that installs {candidate.kind} files",
-        f"this device installs {_list(device.installer_kinds)} files",
-    )
+    return candidate.kind in device.installer_kinds
 
 
 def _check_os_version(device: DeviceInfo, candidate: Candidate) -> Finding:
-    selector = candidate.selector
-    low, high = selector.os_version_minimum, selector.os_version_maximum
+    low, high = candidate.selector.os_version_minimum, candidate.selector.os_version_maximum
     if not low and not high:
-        return None
+        return True
     minimum, maximum, has = _number_parts(low), _number_parts(high), _number_parts(device.os_version)
     if has is None or (low and minimum is None) or (high and maximum is None):
         return "unknown"
-    if (minimum is None or minimum <= has) and (maximum is None or has <= maximum):
-        return None
-    wants = f"{_alternatives([_OS_TITLES[one] for one in selector.os_types])} {_range(low, high, 'newer', 'older')}"
-    return wants, f"this device has {_OS_TITLES[device.os_type]} {device.os_version}"
+    compared = has
+    if high.endswith(".*"):  # only as many parts count as the maximum has
+        compared = _without_zeros(_numbers(device.os_version)[: len(_numbers(high))])
+    return (minimum is None or minimum <= has) and (maximum is None or compared <= maximum)
 
 
 def _check_api_level(device: DeviceInfo, candidate: Candidate) -> Finding:
-    minimum, maximum = candidate.selector.api_level_minimum, candidate.selector.api_level_maximum
-    finding = _within(device.api_level, minimum, maximum)
-    if finding != "outside":
-        return finding
-    return _api_words(minimum, maximum), f"this device has API {device.api_level}"
+    selector = candidate.selector
+    return _within(device.api_level, selector.api_level_minimum, selector.api_level_maximum)
+
+
+def _check_wheel_tags(device: DeviceInfo, candidate: Candidate) -> Finding:
+    if not candidate.selector.wheel_tags:
+        return True
+    place = wheel_place(device, candidate.selector.wheel_tags)
+    return "unknown" if place == "unknown" else place is not None
 
 
 def _check_model(device: DeviceInfo, candidate: Candidate) -> Finding:
     selector = candidate.selector
-    has = f"this device is {device.model}" + (f" ({device.model_code})" if device.model_code else "")
     if selector.models and _model_specificity(device, selector.models) < 0:
-        return f"model {_alternatives(selector.models)}", has
-    if selector.models_excluded and _model_specificity(device, selector.models_excluded) >= 0:
-        return f"any model but {_list(selector.models_excluded)}", has
-    return None
+        return False
+    return not selector.models_excluded or _model_specificity(device, selector.models_excluded) < 0
 
 
 def _check_form_factor(device: DeviceInfo, candidate: Candidate) -> Finding:
     wanted = candidate.selector.form_factors
     if not wanted or device.form_factor in wanted:
-        return None
-    if device.form_factor == "other":
-        return "unknown"
-    return _alternatives([_FORM_TITLES[form] for form in wanted]), f"this device is {_FORM_TITLES[device.form_factor]}"
+        return True
+    return "unknown" if device.form_factor == "other" else False
 
 
 def _check_screen_inches(device: DeviceInfo, candidate: Candidate) -> Finding:
-    minimum, maximum = candidate.selector.screen_inches_minimum, candidate.selector.screen_inches_maximum
-    finding = _within(device.screen_inches, minimum, maximum)
-    if finding != "outside":
-        return finding
-    return f"a screen of {_range(minimum, maximum)} inches", f"this device has {device.screen_inches:g} inches"
+    selector = candidate.selector
+    return _within(device.screen_inches, selector.screen_inches_minimum, selector.screen_inches_maximum)
 
 
 def _check_resolution(device: DeviceInfo, candidate: Candidate) -> Finding:
     low, high = candidate.selector.resolution_minimum, candidate.selector.resolution_maximum
     if not low and not high:
-        return None
+        return True
     if device.resolution is None:
         return "unknown"
-    long, short = _long_short(device.resolution)
-    too_small = low is not None and (long < max(low) or short < min(low))
-    too_large = high is not None and (long > max(high) or short > min(high))
-    if too_small or too_large:
-        wants = _range(low and _pixels(low), high and _pixels(high))
-        return f"a resolution of {wants} pixels", f"this device has {_pixels(device.resolution)}"
-    return None
+    long, short = max(device.resolution), min(device.resolution)
+    large_enough = low is None or (long >= max(low) and short >= min(low))
+    return large_enough and (high is None or (long <= max(high) and short <= min(high)))
 
 
 def _check_density_dpi(device: DeviceInfo, candidate: Candidate) -> Finding:
-    minimum, maximum = candidate.selector.density_dpi_minimum, candidate.selector.density_dpi_maximum
-    finding = _within(device.density_dpi, minimum, maximum)
-    if finding != "outside":
-        return finding
-    return f"a density of {_range(minimum, maximum)} dpi", f"this device has {device.density_dpi} dpi"
+    selector = candidate.selector
+    return _within(device.density_dpi, selector.density_dpi_minimum, selector.density_dpi_maximum)
 
 
 def _check_features(device: DeviceInfo, candidate: Candidate) -> Finding:
     required, forbidden = candidate.selector.features_required, candidate.selector.features_forbidden
     if not required and not forbidden:
-        return None
+        return True
     if not device.features:
         return "unknown"
-    lacks = [feature for feature in required if feature not in device.features]
-    excess = [feature for feature in forbidden if feature in device.features]
-    if not lacks and not excess:
-        return None
-    wants = [f"with {_list(lacks)}"] * bool(lacks) + [f"without {_list(excess)}"] * bool(excess)
-    has = [f"lacks {_list(lacks)}"] * bool(lacks) + [f"has {_list(excess)}"] * bool(excess)
-    return f"a device {_list(wants)}", f"this device {_list(has)}"
+    has = set(device.features)
+    return has.issuperset(required) and has.isdisjoint(forbidden)
 
 
 # Field name in `Mismatch.field` and `Match.unknown` -> its check. "version", the pin, is checked before these.
@@ -321,6 +220,7 @@ CHECKS: Final[dict[str, Callable[[DeviceInfo, Candidate], Finding]]] = {
     "kind": _check_kind,
     "os_version": _check_os_version,
     "api_level": _check_api_level,
+    "wheel_tags": _check_wheel_tags,
     "model": _check_model,
     "form_factor": _check_form_factor,
     "screen_inches": _check_screen_inches,
@@ -330,28 +230,29 @@ CHECKS: Final[dict[str, Callable[[DeviceInfo, Candidate], Finding]]] = {
 }
 
 
-def _within(value: float | None, minimum: float | None, maximum: float | None) -> Literal["unknown", "outside"] | None:
+def _within(value: float | None, minimum: float | None, maximum: float | None) -> Finding:
     if minimum is None and maximum is None:
-        return None
+        return True
     if value is None:
         return "unknown"
-    if (minimum is not None and value < minimum) or (maximum is not None and value > maximum):
-        return "outside"
-    return None
+    return (minimum is None or value >= minimum) and (maximum is None or value <= maximum)
 
 
 def _number_parts(text: str) -> tuple[int, ...] | None:
     """Return the numbers of `text` without the zeros that end them, or None when it holds no number."""
-    numbers = [int(digits) for digits in re.findall(r"[0-9]+", text)]
-    if not numbers:
-        return None
-    while numbers and not numbers[-1]:
-        numbers.pop()
-    return tuple(numbers)
+    numbers = _numbers(text)
+    return _without_zeros(numbers) if numbers else None
 
 
-def _long_short(resolution: tuple[int, int]) -> tuple[int, int]:
-    return max(resolution), min(resolution)
+def _numbers(text: str) -> list[int]:
+    return [int(digits) for digits in re.findall(r"[0-9]+", text)]
+
+
+def _without_zeros(numbers: list[int]) -> tuple[int, ...]:
+    length = len(numbers)
+    while length and not numbers[length - 1]:
+        length -= 1
+    return tuple(numbers[:length])
 
 
 def _model_specificity(device: DeviceInfo, globs: tuple[str, ...]) -> int:
@@ -399,6 +300,11 @@ def _glob_matches(name: str, glob: str) -> bool:
 # --- rank ---------------------------------------------------------------------------------------------------------
 
 
+def _each(key: Callable[[DeviceInfo, Judged], Any]) -> Callable[[DeviceInfo, Sequence[Judged]], Sequence[Any]]:
+    """Make a rule's `ranks` of what one candidate compares by, whatever the others are."""
+    return lambda device, judged: [key(device, one) for one in judged]
+
+
 def _model_rank(device: DeviceInfo, judged: Judged) -> int:
     models = judged.candidate.selector.models
     return _model_specificity(device, models) if models else 0
@@ -408,8 +314,39 @@ def _exact_model_rank(device: DeviceInfo, judged: Judged) -> bool:
     return _model_rank(device, judged) == _EXACT_MODEL
 
 
-def _version_rank(_device: DeviceInfo, judged: Judged) -> Any:
-    return version_key(judged.candidate.version)
+def _version_ranks(_device: DeviceInfo, judged: Sequence[Judged]) -> list[int]:
+    """Rank by a tournament, the newest highest: each order's newest meet, and the unified order says who wins.
+
+    Then the next of the orders that won meet those that lost, and so on. Why not one order: see `hub/versions.py`.
+    """
+    orders: dict[str, dict[Any, list[int]]] = {}
+    for place, one in enumerate(judged):
+        order, key = _order(one.candidate)
+        orders.setdefault(order, {}).setdefault(key, []).append(place)
+    # Each order's builds, those of one version together, the newest last.
+    queues = [[versions[key] for key in sorted(versions)] for versions in orders.values()]
+    ranks = [0] * len(judged)
+    rank = 0
+    while queues:
+        heads = [max(version_key(judged[place].candidate.version) for place in queue[-1]) for queue in queues]
+        newest = max(heads)
+        rank -= 1
+        for queue, head in zip(queues, heads, strict=True):
+            if head == newest:
+                for place in queue.pop():
+                    ranks[place] = rank
+        queues = [queue for queue in queues if queue]
+    return ranks
+
+
+def _order(candidate: Candidate) -> tuple[str, Any]:
+    if not candidate.sortable_version and candidate.kind in _CODED:
+        return UNIFIED, version_key(candidate.version)
+    return order_of_kind(candidate.kind, _sortable(candidate))
+
+
+def _sortable(candidate: Candidate) -> str:
+    return candidate.sortable_version or candidate.file_version or candidate.version
 
 
 def _architecture_rank(device: DeviceInfo, judged: Judged) -> int:
@@ -421,6 +358,13 @@ def _architecture_rank(device: DeviceInfo, judged: Judged) -> int:
 def _kind_rank(device: DeviceInfo, judged: Judged) -> int:
     kind, kinds = judged.candidate.kind, device.installer_kinds
     return -kinds.index(kind) if kind in kinds else -len(kinds)
+
+
+def _wheel_tag_rank(device: DeviceInfo, judged: Judged) -> int:
+    """A wheel for any Python comes after every more specific one that surely fits, and before those that may not."""
+    tags = judged.candidate.selector.wheel_tags
+    place = wheel_place(device, tags) if tags else PLACE_OF_ANY
+    return -place if isinstance(place, int) else -2 * PLACE_OF_ANY
 
 
 def _form_factor_rank(device: DeviceInfo, judged: Judged) -> bool:
@@ -466,37 +410,50 @@ def _digest_rank(_device: DeviceInfo, judged: Judged) -> tuple[bytes, str]:
 
 
 RULES: Final = (
-    Rule("exact model named", _exact_model_rank),
-    Rule("newest version", _version_rank),
-    Rule("more specific model", _model_rank),
-    Rule("preferred architecture", _architecture_rank),
-    Rule("preferred installer kind", _kind_rank),
-    Rule("form factor named", _form_factor_rank),
-    Rule("highest OS minimum that fits", _os_minimum_rank),
-    Rule("screen", _screen_rank),
-    Rule("fewer unknown fields", _known_rank),
-    Rule("smaller file", _size_rank),
-    Rule("digest", _digest_rank),
+    Rule("exact model named", _each(_exact_model_rank)),
+    Rule("newest version", _version_ranks),
+    Rule("more specific model", _each(_model_rank)),
+    Rule("preferred architecture", _each(_architecture_rank)),
+    Rule("preferred installer kind", _each(_kind_rank)),
+    Rule("more specific wheel tag", _each(_wheel_tag_rank)),
+    Rule("form factor named", _each(_form_factor_rank)),
+    Rule("highest OS minimum that fits", _each(_os_minimum_rank)),
+    Rule("screen", _each(_screen_rank)),
+    Rule("fewer unknown fields", _each(_known_rank)),
+    Rule("smaller file", _each(_size_rank)),
+    Rule("digest", _each(_digest_rank)),
 )
 
 
-_NEAREST: Final = Rule("fewest fields in the way", lambda _device, judged: -len(judged.mismatches))
+def _nearness(_device: DeviceInfo, judged: Judged) -> tuple[bool, bool, int]:
+    """Of the version asked for before others, for the device's own system before others, then fewest fields."""
+    return "version" not in judged.failing, "os_type" not in judged.failing, -len(judged.failing)
+
+
+_NEAREST: Final = Rule("nearest", _each(_nearness))
 
 
 def _decide(device: DeviceInfo, fitting: list[Judged]) -> tuple[Judged, Judged | None, str]:
-    """Return the best of `fitting`, the runner-up, and the rule that parted them."""
-    if len(fitting) == 1:
-        return fitting[0], None, ONLY_CANDIDATE
-    chosen, runner_up = _best(device, fitting, 2, RULES)
-    parted = (rule.name for rule in RULES if rule.key(device, chosen) != rule.key(device, runner_up))
+    """Return the best of `fitting`, the best of the rest, and the rule that parts them."""
+    (chosen,) = _best(device, fitting, 1, RULES)
+    rest = [one for one in fitting if one is not chosen]
+    if not rest:
+        return chosen, None, ONLY_CANDIDATE
+    (runner_up,) = _best(device, rest, 1, RULES)
+    parted = (rule.name for rule in RULES if _parts(rule, device, chosen, runner_up))
     return chosen, runner_up, next(parted, RULES[-1].name)
+
+
+def _parts(rule: Rule, device: DeviceInfo, left: Judged, right: Judged) -> bool:
+    left_rank, right_rank = rule.ranks(device, (left, right))
+    return bool(left_rank != right_rank)
 
 
 def _best(device: DeviceInfo, judged: list[Judged], count: int, rules: tuple[Rule, ...]) -> list[Judged]:
     """Return the best `count` of `judged`, best first. A rule is only asked where the ones before it left a tie."""
     if len(judged) < 2 or not rules:
         return judged[:count]
-    keyed = [(rules[0].key(device, one), one) for one in judged]
+    keyed = list(zip(rules[0].ranks(device, judged), judged, strict=True))
     keyed.sort(key=_FIRST, reverse=True)
     best: list[Judged] = []
     for _, tied in groupby(keyed, key=_FIRST):
@@ -506,63 +463,96 @@ def _best(device: DeviceInfo, judged: list[Judged], count: int, rules: tuple[Rul
     return best
 
 
-# --- words --------------------------------------------------------------------------------------------------------
+# --- forecast -----------------------------------------------------------------------------------------------------
 
 
-def _sentence_for_chosen(chosen: Judged, runner_up: Judged | None, rule: str) -> str:
-    label = _label(chosen.candidate)
-    if runner_up is None:
-        sentence = f"Of all installers only {label} fits this device."
-    else:
-        sentence = f"Best for this device is {label}; over {_label(runner_up.candidate)} it was decided by: {rule}."
-    if not chosen.unknown:
-        return sentence
-    fields = _alternatives([_FIELD_WORDS.get(field, field) for field in chosen.unknown])
-    return f"{sentence} The device does not report its {fields}, so that could not be checked."
+def forecast(
+    device: DeviceInfo, chosen: Candidate, installed: Installed | None, *, pinned: bool
+) -> tuple[Forecast, ...]:
+    """Return what may go wrong with `chosen` on this device, what stops it first.
+
+    A version that was asked for by name may go back and may go from 64 to 32 bits; another signer is refused there.
+    """
+    found = [] if installed is None else _forecast_replacing(device, chosen, installed, pinned)
+    if device.free_bytes is not None and device.free_bytes < chosen.size:
+        free, needs = explaining.megabytes(device.free_bytes), explaining.megabytes(chosen.size)
+        found.append(Forecast(code="no-space", detail=f"It has {free} free, and the file alone takes {needs}."))
+    if not device.installer_kinds:
+        detail = f"It does not say which kinds it installs, so perhaps not {chosen.kind} files."
+        found.append(Forecast(code="kind-unknown", detail=detail))
+    return tuple(sorted(found, key=lambda one: not one.stops))
 
 
-def _sentence_for_none(rejected: list[Judged], nearest: list[Judged], version: str) -> str:
-    if not rejected:
-        return "There is no installer: nothing is published for this program."
-    if all(one.mismatches[0].field == "version" for one in rejected):
-        newest = max((one.candidate.version for one in rejected), key=lambda text: (version_key(text), text))
-        return f"Version {version} of this program is not published; the newest that is published is {newest}."
-    why = ", and ".join(f"wants {mismatch.wants}, but {mismatch.has}" for mismatch in nearest[0].mismatches)
-    label = _label(nearest[0].candidate)
-    if len(rejected) == 1:
-        return f"The only installer does not fit this device: {label} {why}."
-    return f"None of the {len(rejected)} installers fits this device; the nearest, {label}, {why}."
+def _forecast_replacing(device: DeviceInfo, chosen: Candidate, installed: Installed, pinned: bool) -> list[Forecast]:
+    found = []
+    has, takes = installed.version, f"; say --version {chosen.version} to"
+    if _is_signed_by_another(chosen, installed):
+        detail = f"It has {has}, signed by another than {chosen.version}; it refuses that until {has} is removed there."
+        found.append(Forecast(code="signer", detail=detail, stops=True))
+    if _is_narrower(device, chosen, installed):
+        words = explaining.listed(chosen.selector.architectures)
+        detail = f"It has {has} with 64 bits, and {chosen.version} only comes with 32 ({words})"
+        detail += "." if pinned else f"{takes} take it."
+        found.append(Forecast(code="narrower", detail=detail, stops=not pinned))
+    if _is_downgrade(chosen, installed):
+        detail = f"It has {has}, newer than {chosen.file_version or chosen.version}"
+        detail += "." if pinned else f"{takes} go back."
+        found.append(Forecast(code="downgrade", detail=detail, stops=not pinned))
+    return found
 
 
-def _label(candidate: Candidate) -> str:
-    architectures = _list(candidate.selector.architectures) or "any architecture"
-    return f"version {candidate.version} ({candidate.kind}, {architectures})"
+def _is_signed_by_another(chosen: Candidate, installed: Installed) -> bool:
+    both = bool(chosen.signer_digest and installed.signer_digest)
+    same_kind = {chosen.kind, installed.kind} <= _SIGNED
+    return both and same_kind and chosen.signer_digest != installed.signer_digest
 
 
-def _api_words(minimum: int | None, maximum: int | None) -> str:
-    levels = [level for level in (minimum, maximum) if level is not None]
-    if not all(level in _ANDROID_VERSIONS for level in levels):
-        return f"API {_range(minimum, maximum, 'newer', 'older')}"
-    low, high = _ANDROID_VERSIONS.get(minimum or 0), _ANDROID_VERSIONS.get(maximum or 0)
-    return f"Android {_range(low, high, 'newer', 'older')} (API {' to '.join(map(str, levels))})"
+def _is_narrower(device: DeviceInfo, chosen: Candidate, installed: Installed) -> bool:
+    """Whether a build that runs with 64 bits on this device would give way to one that does not."""
+    wide = BITS_64.intersection(device.architectures)
+    wanted = chosen.selector.architectures
+    return bool(wanted) and bool(wide.intersection(installed.architectures)) and not wide.intersection(wanted)
 
 
-def _range(low: str | float | None, high: str | float | None, more: str = "more", less: str = "less") -> str:
-    """Return a range in words; at least one end is given."""
-    ends = [f"{end:g}" if isinstance(end, float) else str(end) for end in (low, high) if end]
-    if len(ends) == 2:
-        return " to ".join(ends)
-    return f"{ends[0]} or {more if low else less}"
+def _is_downgrade(chosen: Candidate, installed: Installed) -> bool:
+    """Compare as the kind does where both are of one and what it compares is known; else by the unified order."""
+    if chosen.kind != installed.kind:
+        return compare_versions(installed.release or installed.version, chosen.version) > 0
+    if bool(installed.sortable_version) == bool(chosen.sortable_version) and (
+        chosen.sortable_version or chosen.kind not in _CODED
+    ):
+        return compare_of_kind(chosen.kind, installed.sortable_version or installed.version, _sortable(chosen)) > 0
+    return compare_versions(installed.version, chosen.file_version or chosen.version) > 0
 
 
-def _pixels(resolution: tuple[int, int]) -> str:
-    long, short = _long_short(resolution)
-    return f"{long} × {short}"
+# --- explain ------------------------------------------------------------------------------------------------------
 
 
-def _list(words: Sequence[str]) -> str:
-    return ", ".join(words[:-1]) + (" and " if words[1:] else "") + "".join(words[-1:])
+def _rejection(device: DeviceInfo, judged: Judged, version: str) -> Rejection:
+    mismatches = (
+        explaining.version_mismatch(judged.candidate, version)
+        if field == "version"
+        else explaining.mismatch(field, device, judged.candidate)
+        for field in judged.failing
+    )
+    return Rejection(candidate=judged.candidate, mismatches=tuple(mismatches))
 
 
-def _alternatives(words: Sequence[str]) -> str:
-    return ", ".join(words[:-1]) + (" or " if words[1:] else "") + "".join(words[-1:])
+def _sentence_for_none(device: DeviceInfo, rejected: list[Judged], nearest: list[Judged], version: str) -> str:
+    if not nearest or "version" in nearest[0].failing:
+        return explaining.sentence_for_unpublished([one.candidate for one in rejected], version)
+    first = nearest[0]
+    others = [one for one in rejected if _has_what_it_lacks(one, first)]
+    other = _best(device, others, 1, (_FEWEST_BUT_VERSION, *RULES))
+    hint = (other[0].candidate, other[0].failing) if other else None
+    return explaining.sentence_for_none(device, (first.candidate, first.failing), hint)
+
+
+def _has_what_it_lacks(other: Judged, nearest: Judged) -> bool:
+    another_release = compare_versions(other.candidate.version, nearest.candidate.version) != 0
+    return another_release and "os_type" not in other.failing and not set(other.failing) & set(nearest.failing)
+
+
+_FEWEST_BUT_VERSION: Final = Rule(
+    "fewest fields but the version", _each(lambda _device, judged: -len(set(judged.failing) - {"version"}))
+)

@@ -1,6 +1,7 @@
-"""Matching: its laws by property tests, then every field at its limit and just past it, every rule, every sentence."""
+"""Matching: its laws by property tests, every field at its limit and just past it, all rules, forecasts, sentences."""
 
 import time
+from itertools import permutations
 from typing import Any
 
 import msgspec
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hub.candidates import Forecast, Installed
 from hub.matching import (
     CHECKS,
     ONLY_CANDIDATE,
@@ -35,6 +37,7 @@ PHONE = DeviceInfo(
     density_dpi=420,
     features=("nfc", "touch"),
     installer_kinds=("apk", "wheel"),
+    python_version="3.11.4",
 )
 SILENT_PHONE = DeviceInfo(model="Galaxy S21", os_type="android", architectures=("arm64",))
 
@@ -111,6 +114,8 @@ candidates = st.builds(
     kind=st.sampled_from(kinds),
     size=st.integers(1, 2),
     selector=selectors | easy_selectors,
+    file_version=st.sampled_from(["", "", "1.0-1", "1.0-1~bpo1", "1:0.5"]),
+    sortable_version=st.sampled_from(["", "", "7", "12", "1.0.post1"]),
 )
 pools = st.lists(candidates, max_size=8).map(tuple)
 pins = st.sampled_from(["", "", "1.0", "7"])
@@ -203,6 +208,45 @@ def test_the_order_of_candidates_never_matters(
     assert match(device, tuple(shuffled), version=pin) == match(device, pool, version=pin)
 
 
+@given(devices, pools, candidates)
+def test_adding_a_strictly_better_one_wins(device: DeviceInfo, pool: tuple[Candidate, ...], like: Candidate) -> None:
+    """Better by any rule and worse by none: the same selector in a newer build of a newer release."""
+    newer = {"apk": "999", "deb": "9:9", "wheel": "9!9"}
+    better = msgspec.structs.replace(like, version="9:9", file_version="9:9", sortable_version=newer[like.kind])
+    models = tuple(model for model in (device.model, *like.selector.models) if model)
+    better = msgspec.structs.replace(better, selector=msgspec.structs.replace(like.selector, models=models[:1]))
+    if match(device, (better,)).chosen is not None:
+        assert match(device, (*pool, better)).chosen == better
+
+
+@given(devices, pools, st.sampled_from(["1.0", "1:9"]), some(["arm64", "armv7", "x86_64"]), st.booleans())
+def test_a_32_bit_build_never_silently_replaces_a_64_bit_one(
+    device: DeviceInfo, pool: tuple[Candidate, ...], has: str, before: Any, pinned: bool
+) -> None:
+    installed = Installed(version=has, kind="deb", architectures=before)
+    pin = "1.0" if pinned else ""
+    found = match(device, pool, version=pin, installed=installed)
+    if found.chosen is None or not found.chosen.selector.architectures:
+        return
+    bits = {architecture: "64" in architecture for architecture in ("arm64", "armv7", "x86_64")}
+    ran_wide = any(bits[one] and one in device.architectures for one in before)
+    runs_wide = any(bits[one] and one in device.architectures for one in found.chosen.selector.architectures)
+    narrower = [one for one in found.forecasts if one.code == "narrower"]
+    assert bool(narrower) == (ran_wide and not runs_wide)
+    assert all(one.stops != pinned for one in narrower)
+
+
+@given(devices, pools)
+def test_the_runner_up_is_what_would_be_chosen_without_the_chosen_one(
+    device: DeviceInfo, pool: tuple[Candidate, ...]
+) -> None:
+    found = match(device, pool)
+    if found.chosen is not None:
+        rest = list(pool)
+        rest.remove(found.chosen)
+        assert found.runner_up == match(device, tuple(rest)).chosen
+
+
 @given(devices, pools)
 def test_the_named_rule_is_the_first_difference_to_the_best_of_the_rest(
     device: DeviceInfo, pool: tuple[Candidate, ...]
@@ -226,71 +270,92 @@ LIMITS = [
         {"os_types": ("ios", "android")},
         {"os_types": ("ios", "linux")},
         "iOS or Linux",
-        "this device has Android",
+        "this phone has Android",
     ),
     (
         "architecture",
         {"architectures": ("x86", "armv7")},
         {"architectures": ("x86", "x86_64")},
         "x86 or x86_64",
-        "this device has arm64 and armv7",
+        "this phone is arm64-v8a and armeabi-v7a",
     ),
     (
         "os_version",
         {"os_version_minimum": "12.1.0"},
         {"os_version_minimum": "12.1.1"},
         "Android 12.1.1 or newer",
-        "this device has Android 12.1",
+        "this phone has Android 12.1",
     ),
     (
         "os_version",
         {"os_version_maximum": "12.1"},
         {"os_version_maximum": "12"},
         "Android 12 or older",
-        "this device has Android 12.1",
+        "this phone has Android 12.1",
     ),
     (
         "os_version",
         {"os_version_minimum": "9", "os_version_maximum": "12.10"},
         {"os_version_minimum": "9", "os_version_maximum": "12.0"},
         "Android 9 to 12.0",
-        "this device has Android 12.1",
+        "this phone has Android 12.1",
+    ),
+    (
+        "os_version",
+        {"os_version_minimum": "12", "os_version_maximum": "12.*"},
+        {"os_version_minimum": "11", "os_version_maximum": "11.*"},
+        "Android 11.x",
+        "this phone has Android 12.1",
+    ),
+    (
+        "os_version",
+        {"os_version_minimum": "12.0.1", "os_version_maximum": "12.1.*"},
+        {"os_version_minimum": "11.0.1", "os_version_maximum": "12.0.*"},
+        "Android 11.0.1 to 12.0.x",
+        "this phone has Android 12.1",
     ),
     (
         "api_level",
         {"api_level_minimum": 31},
         {"api_level_minimum": 32},
         "Android 12L or newer (API 32)",
-        "this device has API 31",
+        "this phone has API 31",
     ),
     (
         "api_level",
         {"api_level_maximum": 31},
         {"api_level_maximum": 30},
         "Android 11 or older (API 30)",
-        "this device has API 31",
+        "this phone has API 31",
     ),
     (
         "api_level",
         {"api_level_minimum": 28, "api_level_maximum": 31},
         {"api_level_minimum": 28, "api_level_maximum": 30},
         "Android 9 to 11 (API 28 to 30)",
-        "this device has API 31",
+        "this phone has API 31",
     ),
-    ("api_level", {}, {"api_level_minimum": 99}, "API 99 or newer", "this device has API 31"),
+    ("api_level", {}, {"api_level_minimum": 99}, "API 99 or newer", "this phone has API 31"),
+    (
+        "wheel_tags",
+        {"wheel_tags": ("cp312-cp312-win_amd64", "cp311-abi3.none-any.linux_armv7l")},
+        {"wheel_tags": ("cp312-cp312-any", "cp313-cp313-any", "cp314-cp314-any", "cp315-cp315-any", "junk")},
+        "a Python that takes cp312-cp312-any, cp313-cp313-any, cp314-cp314-any or 2 more",
+        "this phone has Python 3.11.4, arm64 and armv7",
+    ),
     (
         "model",
         {"models": ("x", "galaxy*")},
         {"models": ("galaxy",)},
         "model galaxy",
-        "this device is Galaxy S21 (SM-G991B)",
+        "this phone is Galaxy S21 (SM-G991B)",
     ),
     (
         "model",
         {"models_excluded": ("galaxy", "SM-G99")},
         {"models_excluded": ("galaxy", "sm-g99*")},
         "any model but galaxy and sm-g99*",
-        "this device is Galaxy S21 (SM-G991B)",
+        "this phone is Galaxy S21 (SM-G991B)",
     ),
     (
         "form_factor",
@@ -304,70 +369,70 @@ LIMITS = [
         {"screen_inches_minimum": 6.2},
         {"screen_inches_minimum": 6.3},
         "a screen of 6.3 or more inches",
-        "this device has 6.2 inches",
+        "this phone has 6.2 inches",
     ),
     (
         "screen_inches",
         {"screen_inches_maximum": 6.2},
         {"screen_inches_minimum": 5.0, "screen_inches_maximum": 6.1},
         "a screen of 5 to 6.1 inches",
-        "this device has 6.2 inches",
+        "this phone has 6.2 inches",
     ),
     (
         "resolution",
         {"resolution_minimum": (2400, 1080)},
         {"resolution_minimum": (2401, 1080)},
         "a resolution of 2401 × 1080 or more pixels",
-        "this device has 2400 × 1080",
+        "this phone has 2400 × 1080",
     ),
     (
         "resolution",
         {"resolution_minimum": (1080, 2400)},
         {"resolution_minimum": (1081, 2400)},
         "a resolution of 2400 × 1081 or more pixels",
-        "this device has 2400 × 1080",
+        "this phone has 2400 × 1080",
     ),
     (
         "resolution",
         {"resolution_maximum": (2400, 1080)},
         {"resolution_maximum": (2399, 1080)},
         "a resolution of 2399 × 1080 or less pixels",
-        "this device has 2400 × 1080",
+        "this phone has 2400 × 1080",
     ),
     (
         "resolution",
         {"resolution_minimum": (1, 1), "resolution_maximum": (1080, 2400)},
         {"resolution_minimum": (1, 1), "resolution_maximum": (1079, 2400)},
         "a resolution of 1 × 1 to 2400 × 1079 pixels",
-        "this device has 2400 × 1080",
+        "this phone has 2400 × 1080",
     ),
     (
         "density_dpi",
         {"density_dpi_minimum": 420},
         {"density_dpi_minimum": 421},
         "a density of 421 or more dpi",
-        "this device has 420 dpi",
+        "this phone has 420 dpi",
     ),
     (
         "density_dpi",
         {"density_dpi_maximum": 420},
         {"density_dpi_maximum": 419},
         "a density of 419 or less dpi",
-        "this device has 420 dpi",
+        "this phone has 420 dpi",
     ),
     (
         "features",
         {"features_required": ("touch", "nfc")},
         {"features_required": ("touch", "gps")},
         "a device with gps",
-        "this device lacks gps",
+        "this phone lacks gps",
     ),
     (
         "features",
         {"features_forbidden": ("gps",)},
         {"features_required": ("gps",), "features_forbidden": ("gps", "nfc")},
         "a device with gps and without nfc",
-        "this device lacks gps and has nfc",
+        "this phone lacks gps and has nfc",
     ),
 ]
 
@@ -389,21 +454,21 @@ def test_every_check_has_a_row_at_its_limit() -> None:
 def test_a_kind_the_device_does_not_install_is_in_the_way() -> None:
     assert match(PHONE, (installer(kind="wheel"),)).chosen
     assert only_mismatch(PHONE, installer(kind="deb")) == Mismatch(
-        field="kind", wants="a device that installs deb files", has="this device installs apk and wheel files"
+        field="kind", wants="a device that installs deb files", has="this phone installs apk and wheel files"
     )
 
 
 def test_an_unknown_os_type_is_a_no_even_where_other_systems_are_wanted() -> None:
     device = msgspec.structs.replace(PHONE, os_type="other")
     mismatch = only_mismatch(device, installer(os_types=("android", "other")))
-    assert (mismatch.field, mismatch.has) == ("os_type", "this device does not report a known system")
+    assert (mismatch.field, mismatch.has) == ("os_type", "this phone does not report a known system")
 
 
 def test_an_unknown_architecture_is_a_no_only_where_one_is_wanted() -> None:
     device = msgspec.structs.replace(PHONE, architectures=())
     assert match(device, (installer(),)).unknown == ()
     mismatch = only_mismatch(device, installer(architectures=("arm64",)))
-    assert (mismatch.field, mismatch.has) == ("architecture", "this device does not report its architecture")
+    assert (mismatch.field, mismatch.has) == ("architecture", "this phone does not report its architecture")
 
 
 @pytest.mark.parametrize(
@@ -477,6 +542,7 @@ PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "more specific model": ({"models": ("x", "galaxy s*")}, {"models": ("galaxy *",)}),
     "preferred architecture": ({"architectures": ("armv7", "arm64")}, {"architectures": ("armv7",)}),
     "preferred installer kind": ({"kind": "apk"}, {"kind": "wheel"}),
+    "more specific wheel tag": ({"wheel_tags": ("cp311-none-any",)}, {"wheel_tags": ("cp39-abi3-any", "py3-none-any")}),
     "form factor named": ({"form_factors": ("phone",)}, {}),
     "highest OS minimum that fits": ({"api_level_minimum": 28}, {"api_level_minimum": 21}),
     "screen": ({"density_dpi_minimum": 400}, {"density_dpi_minimum": 160}),
@@ -491,6 +557,7 @@ ALL_PAIRS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("preferred architecture", {"architectures": ("armv7",)}, {}),
     ("highest OS minimum that fits", {"os_version_minimum": "10"}, {"os_version_minimum": "9"}),
     ("highest OS minimum that fits", {"os_version_minimum": "9.1"}, {"os_version_minimum": "9"}),
+    ("more specific wheel tag", {"wheel_tags": ("py3-none-any",)}, {"wheel_tags": ("py30-none-any",)}),
     ("screen", {"screen_inches_minimum": 5.0}, {}),
     ("screen", {"density_dpi_minimum": 400, "density_dpi_maximum": 440}, {"resolution_minimum": (1, 1)}),
     ("digest", {"features_forbidden": ("gps",)}, {"features_required": ("nfc",)}),
@@ -536,6 +603,141 @@ def test_an_earlier_rule_outweighs_all_later_ones() -> None:
     assert match(PHONE, (splendid, plain)).chosen == plain
 
 
+def build(version: str, kind: str, sortable: str = "", *, file: str = "", **more: Any) -> Candidate:
+    one = installer(version + sortable + kind, version=version, kind=kind, **more)
+    return msgspec.structs.replace(one, file_version=file or version, sortable_version=sortable)
+
+
+ANY_KIND: Any = msgspec.structs.replace(PHONE, installer_kinds=())
+
+
+@pytest.mark.parametrize(
+    ("newer", "older"),
+    [
+        (build("2.0", "apk", "310"), build("2.9", "apk", "31")),  # versionCode, not the name
+        (build("2.0", "apk", "310"), build("2.0", "apk", "99")),  # a newer build of one release
+        (build("1.0", "deb", file="1.0-2"), build("1.0", "deb", file="1.0-2~bpo12+1")),
+        (build("1.0", "deb", file="1:1.0"), build("9.0", "deb", file="9.0")),
+        (build("1.0", "rpm", "0:1.0^git1-1"), build("1.0", "rpm", "0:1.0-9")),
+        (build("1.0.post1", "wheel"), build("1.0", "wheel")),
+        (build("1.0", "exe", "1.0.0.10"), build("1.0", "exe", "1.0.0.9")),
+        (build("1.0", "ipa", "10.1"), build("1.0", "ipa", "9.2")),
+        (build("1.0.0", "other"), build("1.0.0-1", "other")),
+    ],
+)
+def test_the_newest_is_told_by_the_order_of_its_kind(newer: Candidate, older: Candidate) -> None:
+    for pool in ((newer, older), (older, newer)):
+        found = match(ANY_KIND, pool)
+        assert (found.chosen, found.rule) == (newer, "newest version")
+
+
+def test_between_two_orders_the_newest_of_each_meet_by_the_names_of_their_releases() -> None:
+    pool = (
+        build("3.0", "apk", "300"),
+        build("9.9", "apk", "5"),  # loses to 3.0 by its code, and does not come back by its name
+        build("3.1", "deb", file="3.1-1"),
+        build("8.0", "deb", file="8.0~rc1-1"),
+        build("7.9", "deb", file="1:0.1"),
+    )
+    for order in permutations(pool):
+        found = match(ANY_KIND, order)
+        assert (found.chosen, found.runner_up) == (pool[4], pool[3])
+
+
+# --- forecasts ----------------------------------------------------------------------------------------------------
+
+NEW: Candidate = build("3.1", "apk", "310", architectures=("arm64",))
+SAME: Any = {"version": "3.0", "kind": "apk", "release": "3.0", "sortable_version": "300", "architectures": ("arm64",)}
+
+
+def forecasts(installed: dict[str, Any], chosen: Candidate = NEW, pin: str = "", **device: Any) -> tuple[Forecast, ...]:
+    had = Installed(**{**SAME, **installed})
+    return match(msgspec.structs.replace(PHONE, **device), (chosen,), version=pin, installed=had).forecasts
+
+
+def test_nothing_is_forecast_where_nothing_is_in_the_way() -> None:
+    assert forecasts({}, free_bytes=100) == ()
+    assert match(PHONE, (NEW,)).forecasts == ()
+
+
+def test_too_little_room_is_forecast_and_stops_nothing() -> None:
+    large = msgspec.structs.replace(NEW, size=34_000_000)
+    assert forecasts({}, large, free_bytes=12_340_000) == (
+        Forecast(code="no-space", detail="It has 12.3 MB free, and the file alone takes 34.0 MB."),
+    )
+
+
+def test_a_device_that_does_not_say_what_it_installs_is_forecast() -> None:
+    (found,) = forecasts({}, installer_kinds=())
+    assert (found.code, found.stops) == ("kind-unknown", False)
+
+
+@pytest.mark.parametrize(
+    ("installed", "is_downgrade"),
+    [
+        ({"sortable_version": "311"}, True),
+        ({"sortable_version": "310"}, False),
+        ({"version": "9", "sortable_version": "31"}, False),  # the code counts, not the name
+        ({"version": "3.2", "sortable_version": ""}, True),  # the catalogue does not know that file: names count
+        ({"version": "3.1", "sortable_version": ""}, False),
+        ({"version": "3.2-1", "kind": "deb", "release": "3.2", "sortable_version": ""}, True),
+        ({"version": "3.1-9", "kind": "deb", "release": "3.1", "sortable_version": ""}, False),
+    ],
+)
+def test_a_downgrade_stops_unless_that_version_was_asked_for(installed: dict[str, Any], is_downgrade: bool) -> None:
+    assert [(one.code, one.stops) for one in forecasts(installed)] == [("downgrade", True)] * is_downgrade
+    assert [(one.code, one.stops) for one in forecasts(installed, pin="3.1")] == [("downgrade", False)] * is_downgrade
+
+
+def test_a_downgrade_is_said_with_what_to_do() -> None:
+    (found,) = forecasts({"version": "3.2", "sortable_version": "320"})
+    assert found.detail == "It has 3.2, newer than 3.1; say --version 3.1 to go back."
+
+
+@pytest.mark.parametrize(("before", "after"), [("aa", "bb"), ("aa", "aa"), ("aa", ""), ("", "bb")])
+@pytest.mark.parametrize(("kind", "refuses"), [("apk", True), ("apks", True), ("msix", True), ("deb", False)])
+def test_another_signer_stops_where_the_system_would_refuse_it(
+    kind: str, refuses: bool, before: str, after: str
+) -> None:
+    chosen = msgspec.structs.replace(build("3.1", kind, "310"), signer_digest=after)
+    for pin in ("", "3.1"):
+        found = forecasts({"kind": kind, "signer_digest": before}, chosen, pin, installer_kinds=(kind,))
+        assert [(one.code, one.stops) for one in found] == [("signer", True)] * (
+            refuses and (before, after) == ("aa", "bb")
+        )
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "device", "is_narrower"),
+    [
+        (("arm64",), ("armv7",), ("arm64", "armv7"), True),
+        (("arm64", "armv7"), ("armv7",), ("arm64", "armv7"), True),
+        (("arm64", "armv7"), ("armv7",), ("armv7",), False),  # it ran with 32 bits there before
+        (("arm64",), ("x86", "armv7"), ("arm64", "armv7"), True),
+        (("arm64",), ("x86_64", "armv7"), ("arm64", "armv7"), True),  # the 64 bits are another machine's
+        (("armv7",), ("armv7",), ("arm64", "armv7"), False),
+        (("arm64",), ("arm64", "armv7"), ("arm64", "armv7"), False),
+        (("arm64",), (), ("arm64", "armv7"), False),  # for any architecture, as a script is
+        ((), ("armv7",), ("arm64", "armv7"), False),
+    ],
+)
+def test_a_32_bit_build_in_place_of_a_64_bit_one_stops_unless_asked_for(
+    before: Any, after: Any, device: Any, is_narrower: bool
+) -> None:
+    chosen = build("3.1", "apk", "310", architectures=after)
+    installed = {"architectures": before}
+    found = forecasts(installed, chosen, architectures=device)
+    assert [(one.code, one.stops) for one in found] == [("narrower", True)] * is_narrower
+    assert all("--version 3.1" in one.detail for one in found)
+    pinned = forecasts(installed, chosen, "3.1", architectures=device)
+    assert [(one.code, one.stops) for one in pinned] == [("narrower", False)] * is_narrower
+
+
+def test_what_stops_comes_first() -> None:
+    found = forecasts({"sortable_version": "999"}, free_bytes=1, installer_kinds=())
+    assert [one.code for one in found] == ["downgrade", "no-space", "kind-unknown"]
+
+
 # --- explaining ---------------------------------------------------------------------------------------------------
 
 
@@ -549,11 +751,10 @@ def test_a_version_nobody_published_is_said_plainly() -> None:
     assert found.sentence == "Version 3 of this program is not published; the newest that is published is 1.10."
 
 
-def test_the_only_installer_that_does_not_fit_is_explained_in_full() -> None:
+def test_an_installer_that_does_not_fit_is_explained_in_full() -> None:
     device = msgspec.structs.replace(PHONE, api_level=24)
     assert match(device, (installer(api_level_minimum=28, form_factors=("tv",)),)).sentence == (
-        "The only installer does not fit this device: version 1.0 (apk, any architecture) wants Android 9 or newer "
-        "(API 28), but this device has API 24, and wants a TV, but this device is a phone."
+        "Nearest: 1.0 for Android 9 or newer (API 28) and a TV; this device has API 24 and is a phone."
     )
 
 
@@ -563,10 +764,68 @@ def test_rejections_come_nearest_first_and_the_sentence_names_the_nearest() -> N
     nearest = installer("nearest", version="2", api_level_minimum=33)
     found = match(PHONE, (far, older, nearest))
     assert [rejection.candidate for rejection in found.rejections] == [nearest, older, far]
-    assert found.sentence == (
-        "None of the 3 installers fits this device; the nearest, version 2 (apk, any architecture), "
-        "wants Android 13 or newer (API 33), but this device has API 31."
+    assert [[one.field for one in rejection.mismatches] for rejection in found.rejections] == [
+        ["api_level"],
+        ["api_level"],
+        ["os_type", "architecture"],
+    ]
+    assert found.sentence == "Nearest: 2 for Android 13 or newer (API 33); this phone has API 31."
+
+
+def test_an_installer_for_another_system_is_never_the_nearest_while_there_is_one_for_this() -> None:
+    other, own = installer("a", os_types=("ios",)), installer("b", api_level_minimum=33, form_factors=("tv",))
+    assert match(PHONE, (other, own)).rejections[0].candidate == own
+
+
+def test_of_a_version_asked_for_the_nearest_is_one_of_that_version() -> None:
+    far, other = installer("a", version="1", api_level_minimum=33, form_factors=("tv",)), installer("b", version="2")
+    found = match(PHONE, (far, other), version="1")
+    assert [rejection.candidate for rejection in found.rejections] == [far, other]
+    assert found.sentence.endswith("this device has API 31 and is a phone. 2 fits.")
+
+
+TV = DeviceInfo(
+    model="Mi TV", form_factor="tv", os_type="android", api_level=28, architectures=("armv7",), installer_kinds=("apk",)
+)
+
+
+def test_the_sentence_names_the_nearest_and_the_older_release_that_has_what_it_lacks() -> None:
+    pool = (
+        installer("a", version="2.7", architectures=("armv7",)),
+        installer("b", version="2.8", architectures=("armv7",)),
+        installer("c", version="3.1", architectures=("arm64",)),
     )
+    found = match(TV, pool, version="3.1")
+    assert found.sentence == "Nearest: 3.1 for arm64; this TV is armeabi-v7a. 2.8 has armv7."
+
+
+@pytest.mark.parametrize(
+    ("wanted", "end"),
+    [
+        (
+            {"architectures": ("armv7", "x86"), "api_level_minimum": 29},
+            "2.8 has armv7, but is for Android 10 or newer (API 29).",
+        ),
+        ({"api_level_minimum": 29}, "2.8 is for any architecture, but is for Android 10 or newer (API 29)."),
+        ({"architectures": ("x86",)}, "this TV is armeabi-v7a."),
+        ({"os_types": ("ios",)}, "this TV is armeabi-v7a."),
+    ],
+)
+def test_another_release_is_named_with_what_is_in_its_own_way(wanted: dict[str, Any], end: str) -> None:
+    pool = (installer("a", version="2.8", **wanted), installer("b", version="3.1", architectures=("arm64",)))
+    sentence = match(TV, pool).sentence
+    assert sentence.startswith("Nearest: 3.1 for arm64; this TV is armeabi-v7a.")
+    assert sentence.endswith(end)
+
+
+@pytest.mark.parametrize(
+    ("form_factor", "called"),
+    [("phone", "this phone"), ("pc", "this PC"), ("car", "this car head unit"), ("other", "this device")],
+)
+def test_a_device_is_called_what_it_is(form_factor: Any, called: str) -> None:
+    device = msgspec.structs.replace(PHONE, form_factor=form_factor, os_type="linux")
+    mismatch = only_mismatch(device, installer(os_types=("linux",), architectures=("x86",)))
+    assert mismatch.has == f"{called} is arm64 and armv7"
 
 
 def test_the_choice_over_a_runner_up_is_explained_with_its_rule() -> None:
@@ -576,9 +835,10 @@ def test_the_choice_over_a_runner_up_is_explained_with_its_rule() -> None:
         installer(os_types=("ios",)),
     )
     found = match(PHONE, pool)
+    assert found.runner_up == pool[0]
     assert len(found.rejections) == 1
     assert found.sentence == (
-        "Best for this device is version 2 (apk, arm64 and armv7); "
+        "Best for this phone is version 2 (apk, arm64 and armv7); "
         "over version 1 (apk, any architecture) it was decided by: newest version."
     )
 
