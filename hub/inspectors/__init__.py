@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from hub.inspectors import apk, apks, deb, exe, ipa, msi, msix, names, rpm, sidecar, wheel
 from hub.inspectors.sidecar import Sidecar
@@ -95,13 +95,28 @@ def read_installer(file: BinaryIO, name: str, beside: bytes | None = None) -> In
             raise BadFileError(f"it is {' and '.join(found)} at once.", hint="Publish a file that is one thing.")
         if not found and beside is None:
             raise names.refusal(source)
-        facts = (
-            check_facts(FORMATS[found[0]].read_facts(source))
-            if found
-            else check_facts(sidecar.facts_of(said, names.kind_of(source), name))
-        )
+        if found:
+            facts = _completed(FORMATS[found[0]].read_facts(source), said, name)
+        else:
+            facts = sidecar.facts_of(said, names.kind_of(source), name)
+        check_facts(facts)
         sidecar.check(said, facts, name)
         return Inspected(facts=facts, sidecar=said)
+
+
+def _completed(facts: InstallerFacts, said: Sidecar, name: str) -> InstallerFacts:
+    """Fill in from the sidecar what a header may leave empty, as a Windows program does without a version resource."""
+    package, version = facts.package_name or said.package or said.program, facts.version or said.version
+    program_line, version_line, _ = sidecar.example(name).splitlines()
+    lacking = {"what it is called": program_line} if not package else {}
+    lacking |= {"which version it is": version_line} if not version else {}
+    if lacking:
+        lines = "\n".join(lacking.values())
+        raise BadFileError(
+            f"it does not say {' and '.join(lacking)}.",
+            hint=f"Say it in a file {name}{sidecar.SUFFIX} beside it, for instance:\n{lines}",
+        )
+    return structs.replace(facts, package_name=package, version=version, release=facts.release or version)
 
 
 @contextmanager

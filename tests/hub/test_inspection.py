@@ -6,6 +6,7 @@ The deeds are in `hostile.py`; each runs behind the limits of the product's own 
 import asyncio
 import os
 import resource
+import struct
 import sys
 import time
 from pathlib import Path
@@ -42,6 +43,14 @@ async def refusal(deed: str, tmp_path: Path, seconds: float = 10.0) -> BadFileEr
     with pytest.raises(BadFileError) as caught:
         await answer_to(deed, tmp_path, seconds)
     return caught.value
+
+
+def windows_program() -> bytes:
+    """The headers of a 64-bit console program without sections: enough to be known, and no name in it."""
+    dos = b"MZ".ljust(0x3C, b"\0") + struct.pack("<I", 0x40)
+    coff = struct.pack("<4sHHIIIHH", b"PE\0\0", 0x8664, 0, 0, 0, 0, 112, 0x0002)
+    optional = struct.pack("<H46xHH16xH", 0x20B, 6, 0, 3).ljust(112, b"\0")
+    return dos + coff + optional
 
 
 def children() -> set[int]:
@@ -226,6 +235,17 @@ async def test_a_fault_of_the_installer_is_not_put_on_its_sidecar(tmp_path: Path
     (tmp_path / f"cut.deb{SUFFIX}").write_text('program = "cut"\n')
     with pytest.raises(BadFileError, match=r"^cut\.deb: it "):
         await inspect_safely(tmp_path / "cut.deb")
+
+
+async def test_what_a_windows_program_does_not_say_its_sidecar_says(tmp_path: Path) -> None:
+    program = tmp_path / "tool.exe"
+    program.write_bytes(windows_program())
+    with pytest.raises(BadFileError, match="does not say what it is called and which version it is") as caught:
+        await inspect_safely(program)
+    assert caught.value.hint.endswith('program = "tool"\nversion = "1.0"')
+    (tmp_path / f"tool.exe{SUFFIX}").write_text('program = "tool"\nversion = "1.2"\n')
+    found = await inspect_safely(program)
+    assert (found.facts.package_name, found.facts.version, found.facts.kind) == ("tool", "1.2", "exe")
 
 
 async def test_reading_a_file_takes_a_fraction_of_a_second(tmp_path: Path) -> None:
