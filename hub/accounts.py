@@ -47,13 +47,10 @@ class Accounts:
 
         async def body(transaction: Transaction) -> bool:
             added = await transaction.row(
-                "add_account",
-                account_id=new_id("a"),
-                name=name,
-                password_hash=password_hash,
-                may_publish=may_publish,
-                now=time.time(),
+                "add_account", account_id=new_id("a"), name=name, password_hash=password_hash, now=time.time()
             )
+            if added is not None:
+                await transaction.rows("set_may_publish", name=name, may_publish=may_publish)
             return added is not None
 
         if not await self._store.transaction(body):

@@ -15,8 +15,8 @@ SELECT may_publish FROM accounts WHERE account_id = :account_id;
 UPDATE accounts SET may_publish = :may_publish WHERE name = :name RETURNING account_id;
 
 -- name: add_account
-INSERT INTO accounts (account_id, name, password_hash, created_at, may_publish)
-VALUES (:account_id, :name, :password_hash, :now, :may_publish) ON CONFLICT DO NOTHING RETURNING account_id;
+INSERT INTO accounts (account_id, name, password_hash, created_at)
+VALUES (:account_id, :name, :password_hash, :now) ON CONFLICT DO NOTHING RETURNING account_id;
 
 -- name: terminal
 SELECT t.*, a.name AS account_name FROM terminals t JOIN accounts a ON a.account_id = t.account_id
