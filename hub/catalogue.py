@@ -194,6 +194,7 @@ def _candidate(row: Row) -> Candidate:
         sortable_version=facts.sortable_version,
         signer_digest=facts.signer_digest,
         channel=row["channel"],
+        file_name=row["file_name"],
     )
 
 

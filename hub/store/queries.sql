@@ -70,6 +70,12 @@ SELECT i.terminal_id, i.version, i.kind, i.digest
 FROM installed i JOIN terminals t ON t.terminal_id = i.terminal_id
 WHERE i.program_id = :program_id AND t.account_id = :account_id;
 
+-- name: installed_and_known
+SELECT i.terminal_id, i.version, i.kind, i.digest, k.version AS release, k.facts
+FROM terminals t CROSS JOIN installed i ON i.terminal_id = t.terminal_id AND i.program_id = :program_id
+LEFT JOIN installers k ON k.digest = i.digest
+WHERE t.account_id = :account_id;
+
 -- name: add_object
 INSERT INTO objects (digest, size, stored_size, chunks, created_at)
 VALUES (:digest, :size, :stored_size, :chunks, :now) ON CONFLICT DO NOTHING;
