@@ -1,8 +1,9 @@
 """Files that are recognised and have no header reader: what to call them, and the sidecar that serves them.
 
-Each is known by its first bytes or its members, never by its file's name. Sources: AppImage specification (type 1 and 2
-magic), flatpak's bundle format (a GVariant of `type 'flatpak'`), the xar archive format of macOS packages, the
-Android App Bundle format (BundleConfig.pb), POSIX.1-2017 pax (ustar), Apple UDIF (the "koly" trailer), SquashFS 4.0.
+Each is known by its first bytes, its last ones or its members, never by its file's name. Sources: AppImage
+specification (magic of type 1 and 2); `flatpak build-bundle`, whose superblock begins with the key "flatpak"; the xar
+archive format of macOS packages; the Android App Bundle format (BundleConfig.pb); Apple UDIF (the "koly" trailer);
+SquashFS 4.0; POSIX.1-2017 pax (ustar); the magic numbers of gzip, bzip2, xz and zstd.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from hub.inspectors.sidecar import SUFFIX, example
 from hub.inspectors.source import Source
 from protocol.device import InstallerKind
 from protocol.errors import BadFileError
+
+_DISK_IMAGE_TRAILER_BYTES: Final = 512
 
 
 class Known(NamedTuple):
@@ -50,7 +53,7 @@ def _is_app_bundle(source: Source) -> bool:
 
 
 def _is_xapk(source: Source) -> bool:
-    """A manifest.json beside APKs: what some stores call an XAPK."""
+    """Whether a manifest.json lies beside APKs: what some stores call an XAPK."""
     if not source.is_zip:
         return False
     members = source.archive.members
@@ -70,20 +73,23 @@ def _is_macos_package(source: Source) -> bool:
 
 
 def _is_disk_image(source: Source) -> bool:
-    """A UDIF image ends with a trailer of 512 bytes that begins with "koly"."""
-    if source.size < 512:
+    """Whether a UDIF image's trailer, which begins with "koly", ends the file."""
+    if source.size < _DISK_IMAGE_TRAILER_BYTES:
         return False
-    source.file.seek(source.size - 512)
+    source.file.seek(source.size - _DISK_IMAGE_TRAILER_BYTES)
     return source.file.read(4) == b"koly"
 
 
-def _is_snap(source: Source) -> bool:
+def _is_squashfs(source: Source) -> bool:
     return source.start.startswith(b"hsqs")
 
 
 def _is_tar(source: Source) -> bool:
-    packed = source.start.startswith((b"\x1f\x8b\x08", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"))
-    return packed or source.start[257:262] == b"ustar"
+    return source.start[257:262] == b"ustar"
+
+
+def _is_packed(source: Source) -> bool:
+    return source.start.startswith((b"\x1f\x8b\x08", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"))
 
 
 KNOWN: Final = (
@@ -93,6 +99,7 @@ KNOWN: Final = (
     Known("a flatpak bundle", "flatpak", "linux", _is_flatpak),
     Known("a macOS package", "pkg", "macos", _is_macos_package),
     Known("a macOS disk image", "other", "macos", _is_disk_image),
-    Known("a snap", "other", "linux", _is_snap),
+    Known("a SquashFS image, as snaps are", "other", "linux", _is_squashfs),
     Known("a tar archive", "other", "linux", _is_tar),
+    Known("a packed archive (a .tar.gz or the like)", "other", "linux", _is_packed),
 )

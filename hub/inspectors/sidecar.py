@@ -31,7 +31,7 @@ from msgspec import Struct
 from hub.matching import Selector
 from hub.records import InstallerFacts
 from protocol.device import ARCHITECTURE_NAMES, FORM_FACTORS, InstallerKind, OsType
-from protocol.errors import BadFileError, ConflictError
+from protocol.errors import BadFileError, ConflictError, UsageError
 from protocol.limits import IDENTIFIER_CHARACTERS, KIB, NAME_CHARACTERS, TEXT_CHARACTERS
 
 SUFFIX: Final = ".lockstep.toml"
@@ -44,6 +44,7 @@ OS_TYPES: Final = tuple(name for name in get_args(OsType) if name != "other")
 
 _OS: Final = re.compile(r"([A-Za-z]+)\s*([0-9][0-9.]*)?")
 _OS_VERSION: Final = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9}){0,5}")
+_OS_VERSION_WANTED: Final = 'in quotes "12" (12 within its major), "12-14", "12-" or "-14"'
 _PIXELS: Final = re.compile(r"([0-9]{1,6})[x*×]([0-9]{1,6})")
 _NUMBER: Final = re.compile(r"[0-9]{1,6}")
 _DECIMAL: Final = re.compile(r"[0-9]{1,4}(?:\.[0-9]{1,4})?")
@@ -74,7 +75,7 @@ def facts_of(sidecar: Sidecar, kind: InstallerKind | Literal[""], name: str) -> 
     """Return the facts of the file `name`, which has no header that is read and is of `kind` ("" and "other": unknown).
 
     Raises BadFileError when the sidecar lacks what every installer has to say, ConflictError when it names another
-    kind than the content does.
+    kind than the content does, UsageError for values in `given` that no selector takes.
     """
     kind = kind or "other"
     if sidecar.kind not in ("", kind):
@@ -96,8 +97,15 @@ def facts_of(sidecar: Sidecar, kind: InstallerKind | Literal[""], name: str) -> 
         version=sidecar.version,
         release=sidecar.version,
         kind=kind,
-        selector=msgspec.convert(sidecar.given, Selector),
+        selector=_selector(sidecar, name),
     )
+
+
+def _selector(sidecar: Sidecar, name: str) -> Selector:
+    try:
+        return msgspec.convert(sidecar.given, Selector)
+    except msgspec.ValidationError as error:  # what `parse` made is right; options may have been laid over it
+        raise UsageError(f"What was given for {name} is wrong: {error}.") from None
 
 
 def check(sidecar: Sidecar, facts: InstallerFacts, name: str) -> None:
@@ -116,10 +124,10 @@ def check(sidecar: Sidecar, facts: InstallerFacts, name: str) -> None:
 
 def example(file_name: str, os: str = "linux") -> str:
     """Return a small sidecar for `file_name`, complete and in TOML, three lines."""
-    stem = re.sub(r"[^A-Za-z0-9._+-]+", "-", file_name.rpartition("/")[2]).lstrip("._+-")
-    program = re.split(r"[-_ ]v?[0-9]|\.", stem)[0].lower() or "my-program"
-    found = re.search(r"[0-9]+(?:\.[0-9]+)+", stem)
-    return "\n".join((f'program = "{program}"', f'version = "{found[0] if found else "1.0"}"', f'os = "{os}"'))
+    stem = re.sub(r"[^A-Za-z0-9._+-]+", "-", file_name).lstrip("._+-")
+    program = re.split(r"[-_]v?[0-9]|\.", stem)[0].lower()[:NAME_CHARACTERS] or "my-program"
+    version = re.search(r"[0-9]{1,9}(?:\.[0-9]{1,9}){1,3}", stem)
+    return f'program = "{program}"\nversion = "{version[0] if version else "1.0"}"\nos = "{os}"'
 
 
 def _values(content: bytes) -> dict[str, Any]:
@@ -163,9 +171,9 @@ def _add(given: dict[str, Any], key: str, fields: dict[str, Any]) -> None:
 # --- values, each read to what the catalogue takes ------------------------------------------------------------------
 
 
-def _line(key: str, value: object, characters: int) -> str:
+def _line(key: str, value: object, characters: int, wanted: str = "") -> str:
     if not isinstance(value, str) or not value.strip() or len(value) > characters or not value.isprintable():
-        raise _wrong(key, value, f"one line of 1 to {characters} characters in quotes")
+        raise _wrong(key, value, wanted or f"one line of 1 to {characters} characters in quotes")
     return value.strip()
 
 
@@ -209,11 +217,11 @@ def _os(key: str, value: object) -> dict[str, Any]:
 
 
 def _os_version(key: str, value: object) -> dict[str, Any]:
-    text = _line(key, value, NAME_CHARACTERS)
+    text = _line(key, value, NAME_CHARACTERS, _OS_VERSION_WANTED)
     low, separator, high = (part.strip() for part in text.partition("-"))
     ends = [end for end in (low, high.removesuffix(".*")) if end]
     if not ends or not all(_OS_VERSION.fullmatch(end) for end in ends):
-        raise _wrong(key, value, '"12" (12 within its major), "12-14", "12-" or "-14"')
+        raise _wrong(key, value, _OS_VERSION_WANTED)
     if not separator:
         high = f"{low.partition('.')[0]}.*"
     return _bounds("os_version", low, high)
@@ -223,8 +231,8 @@ def _range(field: str, bound: Callable[[str], Any], wanted: str) -> Callable[[st
     """Read a number, or a text with one or a range; a bare value is both ends, of an API level the lower."""
 
     def read(key: str, value: object) -> dict[str, Any]:
-        text = str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
-        text = _line(key, text, NAME_CHARACTERS)
+        number = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+        text = _line(key, str(value) if number else value, NAME_CHARACTERS, wanted)
         low, separator, high = (part.strip() for part in text.partition("-"))
         if not separator and field != "api_level":
             high = low
@@ -271,9 +279,10 @@ def _refuse_nought() -> Any:
 
 
 def _wrong(key: str, value: object, wanted: str, near: list[str] | None = None) -> BadFileError:
-    # A table may be nested thousands deep, which its repr would follow.
-    shown = "a table" if isinstance(value, dict) else "a list" if isinstance(value, list) else repr(value)[:80]
-    shown = shown.lower() if isinstance(value, bool) else shown  # as TOML writes it
+    if isinstance(value, dict | list):  # it may be nested thousands deep, which its text would follow
+        shown = "a table" if isinstance(value, dict) else "a list"
+    else:
+        shown = repr(value)[:80] if isinstance(value, str) else str(value)[:80].lower()
     hint = f"Did you mean {near[0]}?" if near else ""
     return BadFileError(f"its {key} is {shown}; wanted is {wanted}.", hint=hint)
 
