@@ -63,6 +63,7 @@ ORDER: Final = (
     "hub.inspectors.rpm",
     "hub.inspectors.wheel",
     "hub.inspectors.apks",
+    "hub.inspectors.plist",
     "hub.inspectors.ipa",
     "hub.inspectors.msi",
     "hub.inspectors.msix",
