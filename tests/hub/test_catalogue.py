@@ -8,13 +8,20 @@ from typing import Any
 import pytest
 
 from hub.app import Hub
-from hub.catalogue import PublishOptions, describe_selector
-from hub.matching import Selector
+from hub.catalogue import PublishOptions, describe_selector, near_programs, read_candidates
+from hub.inspectors import Inspected
+from hub.inspectors.sidecar import Sidecar
+from hub.matching import Candidate, Selector
+from hub.merging import merge
+from hub.records import InstallerFacts, Terminal
+from hub.store import Transaction
 from protocol import limits
 from protocol.device import InstallerKind
-from protocol.errors import BadFileError, ConflictError, UsageError
+from protocol.errors import BadFileError, ConflictError, UnknownNameError, UsageError
+from protocol.messages import Programs, Sync, Undo
+from protocol.messages import State as Report
 from tests.harness.installers import make_installer
-from tests.hub.rooms import open_rooms
+from tests.hub.rooms import add_account, add_terminal, open_rooms, publish, say_inventory
 
 
 async def contents(hub: Hub) -> tuple[object, dict[str, str]]:
@@ -128,3 +135,294 @@ def test_the_words_for_who_an_installer_fits_leave_nothing_out() -> None:
         "linux, API up to 34, version 11-13, arm64, car, Pi*, gps, not Pi 1, not rotary, 7-13 in, 1280x720+ px, "
         "up to 320 dpi"
     )
+
+
+# --- what several sources say ---------------------------------------------------------------------------------------
+
+
+def deb_facts(**selector: Any) -> InstallerFacts:
+    return InstallerFacts(
+        package_name="hello", title="Hello", version="1.0-1", release="1.0", kind="deb",
+        selector=Selector(**{"os_types": ("linux",)} | selector),
+    )  # fmt: skip
+
+
+def merged(header: dict[str, Any], beside: dict[str, Any], given: dict[str, Any]) -> Selector:
+    found = Inspected(facts=deb_facts(**header), sidecar=Sidecar(given=beside))
+    return merge("hello.deb", found, options(**given)).facts.selector
+
+
+def test_the_command_line_beats_the_sidecar_and_both_add_to_the_header() -> None:
+    beside = {"form_factors": ["car"], "os_version_minimum": "10", "os_version_maximum": "12"}
+    selector = merged({"architectures": ("arm64",)}, beside, {"os_version_minimum": "11", "models": ["Pi*"]})
+    assert selector == Selector(
+        os_types=("linux",), architectures=("arm64",), form_factors=("car",), os_version_minimum="11", models=("Pi*",)
+    )
+    entry = merge(
+        "hello.deb",
+        Inspected(facts=deb_facts(), sidecar=Sidecar(program="greet", title="Greetings", channel="beta")),
+        PublishOptions(title="Hi"),
+    )
+    assert (entry.program, entry.title, entry.channel) == ("greet", "Hi", "beta")
+
+
+@pytest.mark.parametrize(
+    ("header", "given", "result"),
+    [
+        ({"architectures": ("arm64", "x86_64")}, {"architectures": ["arm64"]}, {"architectures": ("arm64",)}),
+        ({"api_level_minimum": 21}, {"api_level_minimum": 24}, {"api_level_minimum": 24}),
+        ({"os_version_minimum": "12"}, {"os_version_minimum": "12.1"}, {"os_version_minimum": "12.1"}),
+        ({"os_version_maximum": "14"}, {"os_version_maximum": "12.*"}, {"os_version_maximum": "12.*"}),
+        ({"features_required": ("gps",)}, {"features_required": ["nfc"]}, {"features_required": ("gps", "nfc")}),
+    ],
+)
+def test_what_was_given_may_narrow_what_the_header_says(
+    header: dict[str, Any], given: dict[str, Any], result: dict[str, Any]
+) -> None:
+    assert merged(header, {}, given) == Selector(**{"os_types": ("linux",)} | header | result)
+    assert merged(header, given, {}) == merged(header, {}, given)
+
+
+@pytest.mark.parametrize(
+    ("header", "given"),
+    [
+        ({"architectures": ("arm64",)}, {"architectures": ["x86_64"]}),
+        ({}, {"os_types": ["windows"]}),
+        ({"api_level_minimum": 24}, {"api_level_minimum": 21}),
+        ({"os_version_maximum": "12"}, {"os_version_maximum": "12.*"}),
+    ],
+)
+def test_what_was_given_may_not_widen_what_the_header_says(header: dict[str, Any], given: dict[str, Any]) -> None:
+    with pytest.raises(ConflictError, match="was given"):
+        merged(header, given, {})
+
+
+@pytest.mark.parametrize("given", [{"os_version_minimum": "12.1", "os_version_maximum": "12.*"}])
+def test_every_version_of_a_major_is_above_its_own_parts(given: dict[str, Any]) -> None:
+    assert merged({}, {}, given).os_version_maximum == "12.*"
+    with pytest.raises(UsageError, match="nothing fits"):
+        merged({}, {}, given | {"os_version_minimum": "13"})
+
+
+async def test_a_file_without_a_header_is_published_as_the_sidecar_and_the_command_line_say(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        image = tmp_path / "Notes-2.1.AppImage"
+        image.write_bytes(b"\x7fELF\x02\x01\x01\0AI\x02" + bytes(1_000))
+        with pytest.raises(BadFileError, match="AppImage") as caught:
+            await hub.catalogue.publish(image, options())
+        assert "lockstep.toml" in caught.value.hint
+        beside = tmp_path / f"{image.name}.lockstep.toml"
+        beside.write_text(
+            'program = "notes"\nversion = "2.1"\nos = "linux 12"\narchitecture = "x86_64"\nchannel = "beta"\n'
+        )
+        published = await hub.catalogue.publish(image, options(os_version_minimum="11"))
+        assert (published.program, published.version, published.kind) == ("notes", "2.1", "appimage")
+        assert (published.channel, published.fits) == ("beta", "linux, version 11+, x86_64")
+        with pytest.raises(UsageError, match="is a sidecar"):
+            await hub.catalogue.publish(beside, options())
+
+
+# --- aliases --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_package_name_goes_to_the_program_it_was_given_once_and_to_no_other(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        first, second = (make_installer(tmp_path, "deb", version=version) for version in ("1.0", "2.0"))
+        assert (await hub.catalogue.publish(first, options("greet"))).program == "greet"
+        before = await contents(hub)
+        with pytest.raises(ConflictError, match="means program 'greet'") as caught:
+            await hub.catalogue.publish(second, options("other"))
+        assert caught.value.code == "alias-taken"
+        assert await contents(hub) == before
+        assert (await hub.catalogue.publish(second, options())).program == "greet"
+        await hub.catalogue.alias("greet", "hello", ("linux",), remove=True)
+        assert (await hub.catalogue.publish(first, options())).program == "greet", "the same bytes are where they are"
+        third = make_installer(tmp_path, "deb", version="3.0")
+        assert (await hub.catalogue.publish(third, options())).program == "hello"
+
+
+async def test_an_alias_is_given_and_taken_by_hand_and_belongs_to_one_program(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        await hub.catalogue.publish(make_installer(tmp_path, "deb"), options())
+        await hub.catalogue.publish(make_installer(tmp_path, "deb", "other"), options())
+        alias = hub.catalogue.alias
+        assert (await alias("hello", "org.hello", ("android", "ios")))["changed"] is True
+        assert (await alias("hello", "org.hello", ("ios",)))["changed"] is False
+        with pytest.raises(ConflictError, match="'hello', not 'other'"):
+            await alias("other", "org.hello", ("android",))
+        await alias("other", "org.hello", ("linux",))
+        with pytest.raises(UnknownNameError, match="no alias"):
+            await alias("hello", "org.hello", ("windows",), remove=True)
+        found = await hub.catalogue.program("hello")
+        assert [(one.os, one.package) for one in found.aliases] == [("android", "org.hello"), ("ios", "org.hello")]
+
+
+# --- releases -------------------------------------------------------------------------------------------------------
+
+
+async def candidates(hub: Hub, program: str = "hello", **wanted: str) -> list[tuple[str, str]]:
+    async def body(transaction: Transaction) -> tuple[Candidate, ...]:
+        return await read_candidates(transaction, program, **wanted)
+
+    return sorted((found.file_version, found.channel) for found in await hub.store.transaction(body))
+
+
+async def listed(hub: Hub, terminal: Terminal) -> dict[str, str]:
+    rows, _ = await hub.syncs.programs(terminal, Programs(id=1))
+    return {row.program: row.newest for row in rows}
+
+
+async def test_a_second_file_for_the_same_devices_is_refused_and_a_newer_build_is_not(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        await hub.catalogue.publish(make_installer(tmp_path, "deb", version="1.0-1"), options())
+        before = await contents(hub)
+        (tmp_path / "again").mkdir()
+        twin = make_installer(tmp_path / "again", "deb", version="1.0-1", seed=2)
+        with pytest.raises(ConflictError, match=r"hello_1\.0-1_all\.deb for the very devices") as caught:
+            await hub.catalogue.publish(twin, options())
+        assert caught.value.code == "equal-selector"
+        assert await contents(hub) == before
+        await hub.catalogue.publish(twin, options(form_factors=["car"]))
+        await hub.catalogue.publish(make_installer(tmp_path, "deb", version="1.0-2"), options())
+        assert await candidates(hub) == [("1.0-1", "stable"), ("1.0-1", "stable"), ("1.0-2", "stable")]
+
+
+async def test_of_two_files_for_the_same_devices_at_the_same_time_one_gets_in(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        files = []
+        for seed in (1, 2):
+            (tmp_path / str(seed)).mkdir()
+            files.append(make_installer(tmp_path / str(seed), "deb", seed=seed))
+        results = await asyncio.gather(
+            *(hub.catalogue.publish(file, options()) for file in files), return_exceptions=True
+        )
+        assert sorted(type(result).__name__ for result in results) == ["ConflictError", "Published"]
+        assert len(await candidates(hub)) == 1
+
+
+async def test_a_channel_is_asked_for_by_name_and_a_pinned_version_is_found_in_any(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        asks = await add_terminal(hub, await add_account(hub))
+        await publish(hub, tmp_path, "1.0")
+        beta = make_installer(tmp_path, "deb", version="2.0", size=1_000)
+        await hub.catalogue.publish(beta, PublishOptions(channel="beta"))
+        stable, both = [("1.0", "stable")], [("1.0", "stable"), ("2.0", "beta")]
+        assert await candidates(hub) == await candidates(hub, channel="gamma") == stable
+        assert await candidates(hub, channel="beta") == await candidates(hub, version="2.0") == both
+        assert await listed(hub, asks) == {"hello": "1.0"}
+        with pytest.raises(ConflictError, match="in the channel beta, not gamma"):
+            await hub.catalogue.publish(beta, PublishOptions(channel="gamma"))
+        assert (await hub.catalogue.move("hello", "2.0", "stable"))["changed"] is True
+        assert (await hub.catalogue.move("hello", "2.0.0", "stable"))["changed"] is False
+        assert await candidates(hub) == [("1.0", "stable"), ("2.0", "stable")]
+        for wrong in ("", "Beta", "a b", "b" * 65):
+            with pytest.raises(UsageError, match="not a channel"):
+                await hub.catalogue.move("hello", "2.0", wrong)
+
+
+async def test_a_yanked_release_is_no_candidate_and_not_listed_and_stays_so_when_it_is_published_again(
+    tmp_path: Path,
+) -> None:
+    async with open_rooms(tmp_path) as hub:
+        asks = await add_terminal(hub, await add_account(hub))
+        await publish(hub, tmp_path, "1.0")
+        await publish(hub, tmp_path, "2.0")
+        assert await hub.catalogue.yank("hello", "2.0") == {
+            "program": "hello", "version": "2.0", "yanked": True, "channel": "stable", "changed": True,
+        }  # fmt: skip
+        again = await publish(hub, tmp_path, "2.0")
+        assert (again.new, again.yanked) == (False, True)
+        assert await candidates(hub) == await candidates(hub, version="2.0") == [("1.0", "stable")]
+        assert await listed(hub, asks) == {"hello": "1.0"}
+        await hub.catalogue.yank("hello", "1.0")
+        assert await listed(hub, asks) == {}
+        assert [(row.version, row.yanked) for row in (await hub.catalogue.program("hello")).releases] == [
+            ("2.0", True),
+            ("1.0", True),
+        ]
+        assert (await hub.catalogue.restore("hello", "2.0"))["changed"] is True
+        assert await listed(hub, asks) == {"hello": "2.0"}
+        with pytest.raises(UnknownNameError, match=r"no release '2\.1'.*2\.0"):
+            await hub.catalogue.yank("hello", "2.1")
+
+
+async def test_a_retired_program_is_not_listed_and_takes_no_new_file_until_it_is_restored(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        asks = await add_terminal(hub, await add_account(hub))
+        await publish(hub, tmp_path, "1.0")
+        assert (await hub.catalogue.retire("hello"))["changed"] is True
+        assert (await hub.catalogue.retire("hello"))["changed"] is False
+        assert await candidates(hub) == [] and await listed(hub, asks) == {}
+        before = await contents(hub)
+        with pytest.raises(ConflictError, match="retired") as caught:
+            await publish(hub, tmp_path, "2.0")
+        assert caught.value.code == "retired" and "catalogue restore hello" in caught.value.hint
+        again = await publish(hub, tmp_path, "1.0")
+        assert (again.new, again.retired) == (False, True)
+        assert await contents(hub) == before
+        await hub.catalogue.restore("hello")
+        assert await listed(hub, asks) == {"hello": "1.0"}
+
+
+async def test_what_runs_undo_and_history_keep_what_is_yanked_and_retired(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        asks = await add_terminal(hub, await add_account(hub))
+        first, second = await publish(hub, tmp_path, "1.0"), await publish(hub, tmp_path, "2.0")
+        await say_inventory(hub, asks, first)
+        accepted = await hub.syncs.accept(
+            asks, Sync(id=1, request_key="k", program="hello", targets=(asks.terminal_id,), version="2.0")
+        )
+        for version in ("1.0", "2.0"):
+            await hub.catalogue.yank("hello", version)
+        await hub.catalogue.retire("hello")
+        owed = await hub.deliveries.claim(asks.terminal_id, asks.connection)
+        assert owed is not None and owed.digest.hex() == second.digest
+        for state in ("downloading", "verifying", "installing", "done"):
+            said = Report(delivery=owed.delivery, state=state)
+            await hub.deliveries.report(asks.terminal_id, asks.connection, said)
+        await say_inventory(hub, asks, second, first=False)
+        [row] = await hub.syncs.targets(asks, accepted.sync)
+        assert (row.state, row.version) == ("done", "2.0")
+        undone = await hub.syncs.undo(asks, Undo(id=1, request_key="u", sync=accepted.sync))
+        assert [(target.state, target.version) for target in undone.targets] == [("queued", "1.0")]
+        back = await hub.deliveries.claim(asks.terminal_id, asks.connection)
+        assert back is not None and back.digest.hex() == first.digest
+        history, _ = await hub.syncs.history(asks, "")
+        assert [sync.sync for sync in history] == [undone.sync, accepted.sync]
+
+
+# --- names ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda catalogue: catalogue.program("helo"),
+        lambda catalogue: catalogue.yank("helo", "1.0"),
+        lambda catalogue: catalogue.restore("helo"),
+        lambda catalogue: catalogue.retire("helo"),
+        lambda catalogue: catalogue.move("helo", "1.0", "beta"),
+        lambda catalogue: catalogue.alias("helo", "x", ("linux",)),
+    ],
+)
+async def test_an_unknown_program_is_refused_with_the_near_names(act: Any, tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        await add_programs(hub, "hello", "else")
+        with pytest.raises(UnknownNameError, match=r"no program 'helo'\. Did you mean hello"):
+            await act(hub.catalogue)
+
+
+async def add_programs(hub: Hub, *names: str) -> None:
+    async def body(transaction: Transaction) -> None:
+        rows = ({"program_id": name, "title": name, "now": 0.0} for name in names)
+        await transaction.many("add_program", rows)
+
+    await hub.store.transaction(body)
+
+
+@pytest.mark.parametrize("typed", ["org.exampl.notes", "or.example.notes", "org.example.notse", "ofg.example.notes"])
+async def test_the_near_name_is_found_among_many_that_begin_the_same(typed: str, tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        await add_programs(hub, "org.example.notes", *(f"org.exam{number:05}" for number in range(2_000)))
+        near = await hub.store.transaction(lambda transaction: near_programs(transaction, typed))
+        assert "org.example.notes" in near
