@@ -35,8 +35,7 @@ def program_id(product_name: str) -> str:
     plain = "".join(letter for letter in letters if not unicodedata.combining(letter))
     if any(letter.isalpha() and not letter.isascii() for letter in plain):
         return ""
-    name = _UNTYPED.sub("-", _CHANGING.sub(" ", plain)).strip("-._+ ")
-    name += "+" * (len(plain.rstrip()) - len(plain.rstrip().rstrip("+")))  # Notepad++
+    name = _UNTYPED.sub("-", _CHANGING.sub(" ", plain)).strip("-._")
     return name if name[:1].isalnum() and name != SYSTEM_NAME else ""
 
 

@@ -38,9 +38,6 @@ INSTALLERS = (DEB, APK, TV_APK, WHEEL)
 FRAMEWORK = Path("/usr/share/android-framework-res/framework-res.apk")
 
 needs_aapt = pytest.mark.skipif(not shutil.which("aapt"), reason="aapt is not installed")
-needs_apksigner = pytest.mark.skipif(
-    not (shutil.which("apksigner") and shutil.which("keytool")), reason="apksigner and keytool are not installed"
-)
 needs_aapt2 = pytest.mark.skipif(
     not (shutil.which("aapt2") and FRAMEWORK.exists()), reason="aapt2 and android-framework-res are not installed"
 )
@@ -163,30 +160,6 @@ def test_aapt_reads_the_same_from_the_apk(path: Path) -> None:
     assert f"targetSdkVersion:'{facts.api_level_target}'" in badging
     features = re.findall(r"^ *uses-feature: name='([^']+)'", badging, re.MULTILINE)
     assert set(facts.selector.features_required) == set(features) - {"android.hardware.faketouch"}
-
-
-@needs_apksigner
-def test_apksigner_names_the_same_certificate() -> None:
-    assert f"SHA-256 digest: {inspect(APK).signer_digest}" in run("apksigner", "verify", "--print-certs", APK)
-
-
-@needs_apksigner
-@pytest.mark.parametrize("scheme", ["v1", "v2", "v3"])
-def test_the_signer_is_read_from_every_signature_scheme(scheme: str, tmp_path: Path) -> None:
-    key, signed = tmp_path / "key.p12", tmp_path / "signed.apk"
-    run(
-        "keytool", "-genkeypair", "-keystore", key, "-storetype", "PKCS12", "-storepass", "throwaway", "-alias", "a",
-        "-keyalg", "EC", "-dname", "CN=A test",
-    )  # fmt: skip
-    enabled = [f"--{each}-signing-enabled={str(each == scheme).lower()}" for each in ("v1", "v2", "v3")]
-    run(
-        "apksigner", "sign", "--ks", key, "--ks-pass", "pass:throwaway", "--min-sdk-version", "23", *enabled,
-        "--v4-signing-enabled=false", "--out", signed, APK,
-    )  # fmt: skip
-    certificate = run("keytool", "-exportcert", "-rfc", "-keystore", key, "-storepass", "throwaway", "-alias", "a")
-    digest = run("keytool", "-list", "-keystore", key, "-storepass", "throwaway").rpartition("(SHA-256): ")[2]
-    assert certificate.startswith("-----BEGIN CERTIFICATE-----")
-    assert inspect(signed).signer_digest == digest.strip().replace(":", "").lower()
 
 
 # --- apk ------------------------------------------------------------------------------------------------------------
