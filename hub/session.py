@@ -429,7 +429,7 @@ class Session:
         self._revision = 0
         self._ends_told: set[str] = set()
         self._upload: _Upload | None = None
-        self._uploaded: set[str | bytes] = set()  # ids and objects of the uploads that were taken on this connection
+        self._uploaded: set[bytes] = set()  # the objects of the uploads that were accepted on this connection
         self._closed = False
 
     @property
@@ -775,10 +775,8 @@ class Session:
         return self._refuse_upload(upload.upload, "bad-transfer", what)
 
     def _given_up(self, upload: str) -> list[Action]:
-        if upload not in self._uploaded:
-            raise ProtocolError(f"There was no upload {upload!r} on this connection.", code="not-offered")
         if self._upload is None or self._upload.upload != upload or self._upload.step is _Step.PUBLISHING:
-            return []  # it has ended, or cannot be stopped any more
+            return []  # it was refused, has ended, or cannot be stopped any more
         self._upload = None
         return [EndUpload()]
 
@@ -804,7 +802,7 @@ class Session:
         if error is not None:
             self._upload = None
             return [self._answer_error(request.id, error)]
-        self._uploaded.update((request.upload, request.object))
+        self._uploaded.add(request.object)
         self._upload.step = _Step.PAGES
         self._upload.idle_at = now + limits.UPLOAD_IDLE_SECONDS
         return [self._send(messages.PublishAccepted(re=request.id, upload=request.upload))]

@@ -12,7 +12,7 @@ from msgspec import structs
 from protocol import limits, messages
 from protocol.device import DeviceInfo, InstallerKind
 from protocol.errors import BadFileError, LockstepError, RefusedError, UnavailableError, UsageError
-from protocol.messages import AnyMessage, LocalRequest, Request
+from protocol.messages import AnyMessage, LocalRequest, Message, Request
 from terminal.connection import Connection, address_of, connected, login_of
 from terminal.dialling import show_url
 from terminal.inbox import answer_alone
@@ -80,7 +80,7 @@ class Agent:
         self._connection: Connection | None = None  # while requests can be passed on
         self._why_away: LockstepError = UnavailableError("This terminal is not connected to its hub yet.")
         self._pace = folder.preferences().bytes_per_second
-        self.local = LocalSocket(folder, self._welcome, self._ask, self._answer)
+        self.local = LocalSocket(folder, self._welcome, self._ask, self._answer, self._stream)
 
     def use(self, *, insecure_lan: bool, ca_file: Path | None) -> None:
         """Dial as these say, where they say more than the login did."""
@@ -210,6 +210,11 @@ class Agent:
         if self._connection is None:
             raise UnavailableError(f"The hub is away: {self._why_away.message}")
         return await self._connection.link.request(request)
+
+    async def _stream(self, message: Message) -> None:
+        if self._connection is None:
+            raise UnavailableError(f"The hub is away: {self._why_away.message}")
+        await self._connection.link.stream(message)
 
 
 def _may_pass(error: LockstepError) -> bool:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from protocol.errors import ConflictError, LockstepError
-from terminal import deciding
+from terminal import deciding, publishing
 from terminal.place import (
     Place,
     common_options,
@@ -417,7 +417,15 @@ def _now() -> datetime:
     return datetime.now(UTC).astimezone()
 
 
-for _command in (deciding.inbox, deciding.accept, deciding.decline, deciding.later, deciding.settings, simulate):
+for _command in (
+    deciding.inbox,
+    deciding.accept,
+    deciding.decline,
+    deciding.later,
+    deciding.settings,
+    publishing.publish,
+    simulate,
+):
     commands.add_command(_command)
 
 

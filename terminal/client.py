@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, TypeVar
 
 from msgspec import structs
 from websockets.exceptions import WebSocketException
@@ -28,10 +28,14 @@ from protocol.messages import (
     LocalRequest,
     Message,
     ProgramRow,
+    Publish,
+    PublishAccepted,
+    Published,
     Request,
     SyncRow,
     TargetRow,
 )
+from terminal.agent import back_off
 from terminal.connection import address_of, connected, login_of
 from terminal.dialling import HubSocket, parse_address
 from terminal.inbox import answer_alone
@@ -39,14 +43,16 @@ from terminal.link import Link
 from terminal.localsocket import LocalSocket, local_link
 from terminal.session import Enrolling
 from terminal.state import Identity, StateFolder
+from terminal.uploads import InstallerFile, Tell, UploadWatch, is_passing, read_installer, send, tell_nobody
 
 AGENT_SECONDS: Final = 5.0
 _AGENT_RETRY_SECONDS: Final = 0.1
 _EARLY_MESSAGES: Final = 64
 _JOINS: Final = 3
+RESUME_SECONDS: Final = 120.0
+RESUME_EVERY_SECONDS: Final = 5.0
 
 Answer = TypeVar("Answer", bound=Message)
-Join: TypeAlias = Callable[[], Awaitable[tuple[Link, bool]]]
 
 
 async def enrol(
@@ -111,19 +117,41 @@ async def open_client(folder: StateFolder, *, device: DeviceInfo | None = None) 
     """
     identity = folder.identity()
     async with AsyncExitStack() as stack:
-        joins = functools.partial(_open_link, folder, identity, device, stack)
-        link, is_local = await joins()
-        yield Client(folder, identity, link, joins if is_local else None)
+        way = Way(folder, identity, device, stack)
+        yield Client(folder, identity, await way.open(), way)
+
+
+class Way:
+    """How this process reaches the hub: through another on this device (`is_local`), or over its own connection."""
+
+    def __init__(self, folder: StateFolder, identity: Identity, device: DeviceInfo | None, stack: AsyncExitStack):
+        self.is_local = True
+        self._folder = folder
+        self._identity = identity
+        self._device = device
+        self._stack = stack
+        self._dialled = AsyncExitStack()  # the last connection of its own
+
+    async def open(self) -> Link:
+        """Return a link that works, the one before having ended. Raises what `open_client` does."""
+        if self.is_local:
+            link = await _joined(self._folder, self._stack)
+            if link is not None:
+                return link
+            self.is_local = False  # the folder's lock is held from now on
+            await self._stack.enter_async_context(self._dialled)
+        await self._dialled.aclose()
+        return await self._dialled.enter_async_context(_hub_link(self._folder, self._identity, self._device))
 
 
 class Client:
     """An account's devices, programs and syncs, as seen from this terminal. Use `open_client`."""
 
-    def __init__(self, folder: StateFolder, identity: Identity, link: Link, join_again: Join | None = None) -> None:
+    def __init__(self, folder: StateFolder, identity: Identity, link: Link, way: Way | None = None) -> None:
         self.identity = identity
         self._folder = folder
         self._link = link
-        self._join_again = join_again  # set while another process has the connection, which may end before this one
+        self._way = way  # None: this link and no other
 
     async def devices(self) -> tuple[DeviceRow, ...]:
         """Return all devices of the account, this one too."""
@@ -214,6 +242,52 @@ class Client:
         """End what of a sync has not begun to install. Raises UnknownNameError."""
         return (await self._ask(messages.Cancel(id=1, sync=sync), CancelResult))[-1]
 
+    async def publish(
+        self, path: Path, *, program: str = "", title: str = "", channel: str = "", tell: Tell = tell_nobody
+    ) -> Published:
+        """Put the installer at `path` into the hub's catalogue, with the sidecar beside it; `tell` hears (done, size).
+
+        Once it has begun, a break of the connection is waited for and only what is missing goes up after it; it is
+        given up when nothing has moved for two minutes. Raises RefusedError (`not-allowed`, `too-large`, `disk-full`,
+        `store-full`), BadFileError, ConflictError or UsageError as an operator's publish does, UnavailableError.
+        """
+        file = await read_installer(path)
+        loop = asyncio.get_running_loop()
+        moved_at, most_bytes = float("-inf"), -1
+
+        def moved(done: int, size: int) -> None:
+            nonlocal moved_at, most_bytes
+            if done > most_bytes:
+                moved_at, most_bytes = loop.time(), done
+            tell(done, size)
+
+        delays = back_off()
+        while True:
+            try:
+                await self._rejoin(dials=True)
+                return await self._upload(file, file.request(program, title, channel), moved)
+            except LockstepError as error:
+                if not is_passing(error) or loop.time() - moved_at > RESUME_SECONDS:
+                    raise
+            await asyncio.sleep(min(next(delays), RESUME_EVERY_SECONDS))
+
+    async def _upload(self, file: InstallerFile, request: Publish, tell: Tell) -> Published:
+        _check(request)
+        link, watch = self._link, UploadWatch(request.upload)
+        link.listen(watch)
+        try:
+            [answer] = await link.request(request)  # not `_ask`: what follows has to come over the same link
+            if not isinstance(answer, PublishAccepted):
+                raise ProtocolError("The hub answered a publish with something else.")
+            tell(0, file.manifest.size)
+            return await send(link, file, watch, tell)
+        except BaseException:
+            if watch.last_word is None and link.error is None:
+                link.tell(messages.Withdraw(delivery=request.upload))
+            raise
+        finally:
+            link.leave(watch)
+
     async def rename(self, name: str) -> None:
         """Give this terminal another name. Raises ConflictError when another device of the account has it."""
         check_name(name, "name")
@@ -245,15 +319,16 @@ class Client:
             await self._rejoin()
         return await self._link.request(request)
 
-    async def _rejoin(self) -> None:
-        """Speak through another process, or be the one that has the connection. Raises why the link ended if own."""
+    async def _rejoin(self, *, dials: bool = False) -> None:
+        """Speak through another process, or be the one that has the connection.
+
+        A link of its own is made again only where `dials` says so; else why it ended is raised.
+        """
         if self._link.error is None:
             return
-        if self._join_again is None:
+        if self._way is None or not (self._way.is_local or dials):
             raise self._link.error
-        self._link, is_local = await self._join_again()
-        if not is_local:
-            self._join_again = None
+        self._link = await self._way.open()
 
     async def _resume(self, watch: "SyncWatch") -> None:
         await self._rejoin()
@@ -394,16 +469,6 @@ def _keep(folder: StateFolder, identity: Identity, device: DeviceInfo) -> None:
     folder.save_identity(identity)
 
 
-async def _open_link(
-    folder: StateFolder, identity: Identity, device: DeviceInfo | None, stack: AsyncExitStack
-) -> tuple[Link, bool]:
-    """Return a link through another process (True) or to the hub."""
-    link = await _joined(folder, stack)
-    if link is not None:
-        return link, True
-    return await stack.enter_async_context(_hub_link(folder, identity, device)), False
-
-
 async def _joined(folder: StateFolder, stack: AsyncExitStack) -> Link | None:
     """Return a link to the process that acts as this terminal, or take the lock; one that only begins is waited for."""
     give_up_at = asyncio.get_running_loop().time() + AGENT_SECONDS
@@ -442,7 +507,7 @@ async def _hub_link(folder: StateFolder, identity: Identity, device: DeviceInfo 
         if device is not None and device != folder.device():
             folder.save_device(device)
         link, welcome = connection.link, connection.welcome
-        local = LocalSocket(folder, lambda: welcome, link.request, functools.partial(answer_alone, folder))
+        local = LocalSocket(folder, lambda: welcome, link.request, functools.partial(answer_alone, folder), link.stream)
         link.listen(local)
         async with local.serve():
             yield link

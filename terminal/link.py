@@ -19,11 +19,13 @@ from websockets.exceptions import ConnectionClosed
 
 from protocol import codec, limits, messages
 from protocol.errors import (
+    BadFileError,
     ConflictError,
     LockstepError,
     NotLoggedInError,
     ProtocolError,
     RefusedError,
+    TransferError,
     UnavailableError,
     UnknownNameError,
     UsageError,
@@ -41,6 +43,7 @@ ERRORS: Final[dict[str, type[LockstepError]]] = {
     "unknown-terminal": NotLoggedInError,
     "revoked": NotLoggedInError,
     "not-authorised": RefusedError,
+    "not-allowed": RefusedError,
     "replaced": RefusedError,
     "denied": RefusedError,
     "posture-failed": RefusedError,
@@ -49,6 +52,13 @@ ERRORS: Final[dict[str, type[LockstepError]]] = {
     "wrong-hub-name": RefusedError,
     "bad-signature": RefusedError,
     "too-large": RefusedError,
+    "disk-full": RefusedError,
+    "store-full": RefusedError,
+    "bad-file": BadFileError,
+    "inspection-failed": BadFileError,
+    "equal-selector": ConflictError,
+    "bad-transfer": TransferError,
+    "wrong-digest": TransferError,
     "state-folder": RefusedError,
     "disk-failed": UnavailableError,  # the hub ends and is started again: no reason for a terminal to end too
     "too-many-terminals": RefusedError,
@@ -162,6 +172,25 @@ class Link:
         self._outbound.append(message)
         self._drained.clear()
         self._outbound_changed.set()
+
+    async def stream(self, message: Message) -> None:
+        """Send a part of an upload once nothing else waits, and return when the socket has taken it.
+
+        So frames wait for what is said, and fill no queue. Raises why the connection ended.
+        """
+        await self._nothing_waits()
+        self._ask(message)
+        await self._nothing_waits()
+
+    def tell(self, message: Message) -> None:
+        """Say what nobody answers."""
+        self._ask(message)
+
+    async def _nothing_waits(self) -> None:
+        while not self._drained.is_set():  # another may have been first
+            await self._drained.wait()
+        if self.error is not None:
+            raise self.error
 
     async def request(
         self, request: Request | LocalRequest, *, within_seconds: float = REQUEST_SECONDS

@@ -84,7 +84,7 @@ class Heard(Struct, frozen=True):
 
 
 class Ask(Struct, frozen=True):
-    """Someone on this terminal wants `message`, a request with its id, sent."""
+    """Someone on this terminal wants `message` sent: a request with its id, or a part of an upload."""
 
     message: Message
 

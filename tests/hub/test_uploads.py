@@ -254,7 +254,7 @@ async def test_frames_before_the_manifest_is_whole_end_the_upload(tmp_path: Path
         assert isinstance(await Upload(terminal, file, "u-2").run(), messages.Published)
 
 
-@pytest.mark.parametrize("message", ["page", "frame", "withdraw", "offer"])
+@pytest.mark.parametrize("message", ["page", "frame", "offer"])
 async def test_what_nobody_asked_for_ends_the_connection(message: str, tmp_path: Path) -> None:
     file = packed(tmp_path)
     publish = structs.asdict(file.publish())
@@ -265,7 +265,6 @@ async def test_what_nobody_asked_for_ends_the_connection(message: str, tmp_path:
     wrong: dict[str, messages.Message] = {
         "page": file.pages()[0],
         "frame": file.frame(Run(0, 1)),
-        "withdraw": messages.Withdraw(delivery="u-1"),
         "offer": messages.Offer(**offer, delivery="d-1", installer=installer),
     }
     async with publishing(tmp_path) as (hub, terminal):

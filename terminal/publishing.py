@@ -1,0 +1,91 @@
+"""`lockstep-terminal publish`: put installers into the hub's catalogue from this device, where its account may.
+
+Each file is published or refused by itself. A break of the connection is waited for; Ctrl-C gives the upload up, and
+what has come of it is kept at the hub for a day.
+"""
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from protocol.errors import LockstepError, NotLoggedInError, UnavailableError
+from terminal.place import Place, common_options, connected_client
+
+if TYPE_CHECKING:
+    from protocol.messages import Published
+    from terminal.client import Client
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
+@click.option("--program", default="", metavar="ID", help="Program id.  [default: the package name in the file]")
+@click.option("--title", default="", metavar="TITLE", help="What people know it by.  [default: the file's own]")
+@click.option("--channel", default="", metavar="NAME", help="Channel of the release.  [default: stable]")
+@common_options
+def publish(place: Place, files: tuple[Path, ...], program: str, title: str, channel: str) -> int:
+    """Put installer files into the hub's catalogue, where this device's account has the right.
+
+    What FILE.lockstep.toml beside a FILE says of it goes with it. Only what the hub lacks of a file is sent.
+    """
+    return asyncio.run(_publish(place, files, {"program": program, "title": title, "channel": channel}))
+
+
+async def _publish(place: Place, files: tuple[Path, ...], options: dict[str, str]) -> int:
+    from terminal.targets import ExitCode
+
+    rows: list[dict[str, Any]] = []
+    async with connected_client(place) as client:
+        for file in files:
+            try:
+                rows.append(_row(file, await _publish_one(place, client, file, options)))
+            except (NotLoggedInError, UnavailableError):
+                raise
+            except LockstepError as error:
+                if len(files) == 1:
+                    raise
+                rows.append({"file": str(file), "error": {"code": error.code, "message": error.message}})
+                click.echo(f"Error: {file}: {error}", err=True)
+    if place.as_json:
+        place.show({"files": rows}, "")
+    failed = sum("error" in row for row in rows)
+    if not failed:
+        return ExitCode.DONE
+    return ExitCode.FAILED if failed == len(rows) else ExitCode.PARTLY
+
+
+async def _publish_one(place: Place, client: "Client", file: Path, options: dict[str, str]) -> "Published":
+    from terminal.tables import printable
+
+    def tell(done: int, size: int) -> None:
+        if sys.stderr.isatty() and not place.as_json:
+            click.echo(f"\r\x1b[K{printable(file.name)}: {done} of {size} bytes", nl=False, err=True)
+
+    try:
+        published = await client.publish(file, **options, tell=tell)
+    finally:
+        if sys.stderr.isatty() and not place.as_json:
+            click.echo("\r\x1b[K", nl=False, err=True)
+    verb = "published" if published.new else "was published before:"
+    place.tell(
+        printable(
+            f"{verb} {published.program} {published.version} ({published.installer_kind}, for {published.fits}) "
+            f"{published.digest.hex()[:12]}"
+        )
+    )
+    return published
+
+
+def _row(file: Path, published: "Published") -> dict[str, Any]:
+    return {
+        "file": str(file),
+        "program": published.program,
+        "title": published.title,
+        "version": published.version,
+        "kind": published.installer_kind,
+        "digest": published.digest.hex(),
+        "fits": published.fits,
+        "new": published.new,
+    }
