@@ -139,7 +139,10 @@ def _tags_of_wheel_file(headers: Message) -> frozenset[Tag]:
         raise BadFileError(f"its WHEEL file lists more than {TAGS} tags.")
     if not lines or any(line.count("-") != 2 for line in lines):
         raise BadFileError("its WHEEL file lists no tags, or one that is none.")
-    return frozenset(tag for line in lines for tag in parse_tag(line))
+    try:
+        return frozenset(tag for line in lines for tag in parse_tag(line))
+    except ValueError as error:
+        raise BadFileError("its WHEEL file lists no tags, or one that is none.") from error
 
 
 def _product(parts: list[str]) -> int:

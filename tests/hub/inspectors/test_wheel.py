@@ -99,6 +99,7 @@ def test_what_is_compared_is_the_version_in_the_form_of_pep_440(save: Save) -> N
         (PURE_TAG, [PURE_TAG, "py2-none-any"], "not the tags in its WHEEL file"),
         (PURE_TAG, [], "lists no tags"),
         (PURE_TAG, ["nonsense"], "lists no tags"),
+        (PURE_TAG, ["py3--any"], "lists no tags"),
         (PURE_TAG, ["-".join([".".join("a" * 5000)] * 3)], "more than"),
         ("-".join([".".join("a" * 40)] * 3), [PURE_TAG], "too long"),
         ("py2-none-any", ["py2-none-any"], "py2"),
