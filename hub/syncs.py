@@ -12,13 +12,11 @@ from typing import Final
 import msgspec
 from msgspec import Struct, structs
 
-from hub.catalogue import read_candidates
 from hub.clock import HubClock
 from hub.deliveries import Deliveries, Move, count_states, end_if_over, target_row
-from hub.matching import compare_versions
 from hub.pokes import Pokes
 from hub.records import Changes, Terminal, new_id
-from hub.resolver import Resolver
+from hub.resolver import Resolver, read_choice
 from hub.store import Row, Store, Transaction
 from protocol import life, limits
 from protocol.device import InstallerKind
@@ -220,26 +218,13 @@ class Syncs:
 
     async def _resolve(self, transaction: Transaction, terminal: Terminal, request: Plan | Sync) -> list[TargetRow]:
         """Say for each target what it would get, or why nothing. `plan` and `sync` run this same code."""
-        await _check_program(transaction, request.program)
-        candidates = await read_candidates(transaction, request.program)
-        if request.version and all(compare_versions(found.version, request.version) for found in candidates):
-            have = sorted({found.version for found in candidates})[-8:]
-            raise UnknownNameError(
-                f"{request.program} has no release {request.version!r}.",
-                hint=f"Releases: {', '.join(have)}.",
-                code="unknown-version",
-            )
+        choice = await read_choice(transaction, request.program, request.channel, request.version)
         targets = await self._targets(transaction, terminal, request)
-        files = {
-            row["digest"]: row for row in await transaction.rows("installers_of_program", program_id=request.program)
-        }
-        installed = {
-            row["terminal_id"]: row
-            for row in await transaction.rows(
-                "installed_of_program", program_id=request.program, account_id=terminal.account_id
-            )
-        }
-        resolver = Resolver(candidates, files, request.version)
+        known = await transaction.rows(
+            "installed_and_known", program_id=request.program, account_id=terminal.account_id
+        )
+        installed = {row["terminal_id"]: row for row in known}
+        resolver = Resolver(choice, request.version, len(targets))
         rows = [
             resolver.row(target, installed.get(target["terminal_id"]), self._reason_to_wait(target["terminal_id"]))
             for target in targets
@@ -429,20 +414,6 @@ def _to_undo(rows: list[Row], request: Undo) -> list[Row]:
             code="nothing-to-undo",
         )
     return done
-
-
-async def _check_program(transaction: Transaction, program: str) -> None:
-    if await transaction.row("program", program_id=program) is None:
-        names = [row["program_id"] for row in await transaction.rows("program_ids")]
-        near = tuple(difflib.get_close_matches(program, names, n=3))
-        raise UnknownNameError(
-            f"The catalogue has no program {program!r}.",
-            near=near,
-            hint=""
-            if near
-            else "See `lockstep-terminal programs`; the hub's owner adds one with `lockstep-hub publish`.",
-            code="unknown-program",
-        )
 
 
 async def _sync_of(transaction: Transaction, terminal: Terminal, sync: str) -> Row:
