@@ -31,7 +31,7 @@ def program_id(product_name: str) -> str:
 
     A name with letters beyond a to z and their accents gives none: what would be left of it is another name.
     """
-    letters = unicodedata.normalize("NFKD", product_name.translate(_MARKS).lower())
+    letters = unicodedata.normalize("NFKD", product_name.translate(_MARKS).casefold())
     plain = "".join(letter for letter in letters if not unicodedata.combining(letter))
     if any(letter.isalpha() and not letter.isascii() for letter in plain):
         return ""

@@ -203,7 +203,7 @@ def test_the_signer_of_a_program_is_the_one_osslsigncode_verifies(setup: Path, t
         ("Paint.NET v4.2.1", "paint.net"),
         ("Visual Studio 2022", "visual-studio-2022"),
         ("Mozilla Firefox ESR (x86 de)", "mozilla-firefox-esr-de"),
-        ("Café Müller®", "cafe-muller"),
+        ("Café Größe®", "cafe-grosse"),
         ("Something x86_64", "something"),
         ("微信", ""),
         ("QQ音乐", ""),
