@@ -32,10 +32,10 @@ from hub.matching import Selector
 from hub.records import InstallerFacts
 from protocol.device import ARCHITECTURE_NAMES, FORM_FACTORS, InstallerKind, OsType
 from protocol.errors import BadFileError, ConflictError, UsageError
-from protocol.limits import IDENTIFIER_CHARACTERS, KIB, NAME_CHARACTERS, TEXT_CHARACTERS
+from protocol.limits import IDENTIFIER_CHARACTERS, NAME_CHARACTERS, TEXT_CHARACTERS
+from protocol.limits import SIDECAR_BYTES as SIDECAR_BYTES
 
 SUFFIX: Final = ".lockstep.toml"
-SIDECAR_BYTES: Final = 64 * KIB
 VALUES: Final = 256  # in one list
 DOTS: Final = 512  # a dotted key makes a table per dot, and `tomllib` walks them anew for each line
 
