@@ -58,6 +58,10 @@ def zstd(content: bytes, **parameters: int) -> bytes:
     return stream.compress(content) + stream.flush()
 
 
+def xz(content: bytes) -> bytes:
+    return lzma.compress(content, preset=0)
+
+
 # --- what dpkg-deb makes and reads ----------------------------------------------------------------------------------
 def test_the_demonstration_deb_gives_its_facts() -> None:
     assert inspect(DEB) == InstallerFacts(
@@ -179,7 +183,7 @@ def test_a_control_archive_with_two_control_files_is_refused(second: str, save: 
 
 @pytest.mark.parametrize(
     ("suffix", "pack"),
-    [(".gz", gzip.compress), (".xz", lzma.compress), (".zst", zstd), (".zst", zstandard.ZstdCompressor().compress)],
+    [(".gz", gzip.compress), (".xz", xz), (".zst", zstd), (".zst", zstandard.ZstdCompressor().compress)],
 )
 def test_a_deb_whose_control_archive_is_a_bomb_is_refused(
     suffix: str, pack: Callable[[bytes], bytes], save: Save

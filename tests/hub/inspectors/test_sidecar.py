@@ -231,7 +231,7 @@ def test_a_hostile_sidecar_is_refused_at_once(content: bytes) -> None:
     assert time.process_time() - begun < 2
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.characters()), min_size=1, max_size=6))
 def test_whatever_characters_are_changed_it_is_a_sidecar_or_a_refusal(changes: list[tuple[int, str]]) -> None:
     text = list(WHOLE)
@@ -366,7 +366,7 @@ def test_a_hand_made_stand_in_is_recognised_and_its_refusal_shows_a_sidecar_that
     assert shown(path) == kind
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.text(min_size=1, max_size=255))
 def test_the_sidecar_shown_for_any_file_name_is_one(name: str) -> None:
     found = parse(sidecar.example(name, "android").encode(), "x")
