@@ -31,7 +31,7 @@ _SMALL_BYTES: Final = 64
 _SMALL_BELOW_BYTES: Final = 4096
 _END_OF_CHAIN: Final = 0xFFFF_FFFE
 _FREE: Final = 0xFFFF_FFFF
-_SPARE_TABLES: Final = 16  # sectors a FAT may have beyond what the file needs
+_SPARE_TABLES: Final = 16  # sectors a FAT may have beyond a quarter more than the file needs
 
 
 class _Header(NamedTuple):
@@ -78,7 +78,7 @@ class _Sectors:
 
     def read_fat(self, header: _Header, first: tuple[int, ...]) -> None:
         """Collect where the FAT lies: `first` and what the list goes on with. Raises BadFileError."""
-        if header.fat_count > 2 * (self.count // self.per_table) + _SPARE_TABLES:
+        if header.fat_count > self.count // self.per_table * 5 // 4 + _SPARE_TABLES:
             raise BadFileError("it is cut off, or its header is damaged.")
         numbers, at = list(first), header.list
         while len(numbers) < header.fat_count:

@@ -20,7 +20,7 @@ from protocol.limits import KIB, MIB
 
 POOL_BYTES: Final = 2 * MIB  # 524,288 strings
 STRINGS_BYTES: Final = 16 * MIB
-TABLE_BYTES: Final = 256 * KIB
+TABLE_BYTES: Final = 64 * KIB  # 16,384 rows
 SUMMARY_BYTES: Final = 64 * KIB
 SUMMARY_PROPERTIES: Final = 64
 TEXT_BYTES: Final = 4096
@@ -46,6 +46,7 @@ class Database:
     places: list[tuple[int, int]]
     reference_bytes: int
     codec: codecs.CodecInfo
+    texts: dict[bytes, str]  # those read so far, by their reference: no string is decoded twice
 
     @classmethod
     def open(cls, file: CompoundFile) -> Self:
@@ -58,7 +59,7 @@ class Database:
         (head,) = struct.unpack_from("<I", pool)
         places = list(_places(pool, len(strings)))
         codec = _CODECS.get(head & 0xFFFF, _CODECS[0])
-        return cls(file, names, strings, places, 3 if head & _LONG_REFERENCES else 2, codec)
+        return cls(file, names, strings, places, 3 if head & _LONG_REFERENCES else 2, codec, {})
 
     def has_table(self, name: str) -> bool:
         """Whether there is a table called `name` and anything in it."""
@@ -77,6 +78,11 @@ class Database:
 
     def _text(self, reference: bytes) -> str:
         """Return a string by its number, of a long one the beginning; number 0 is no text."""
+        if reference not in self.texts:
+            self.texts[reference] = self._decoded(reference)
+        return self.texts[reference]
+
+    def _decoded(self, reference: bytes) -> str:
         number = int.from_bytes(reference, "little")
         if number > len(self.places):
             raise BadFileError("its tables refer to strings that are not there.")
