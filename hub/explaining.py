@@ -224,12 +224,11 @@ WORDS: Final[dict[str, Words]] = {
 def sentence_for_chosen(
     device: DeviceInfo, chosen: Candidate, runner_up: Candidate | None, rule: str, unknown: tuple[str, ...]
 ) -> str:
-    """Say which installer is the best and by which rule, and what could not be checked."""
+    """Say by which rule the chosen one came before the runner-up, and what could not be checked."""
     if runner_up is None:
         sentence = f"Of all installers only {label(chosen)} fits {this(device)}."
     else:
-        better = f"over {label(runner_up)} it was decided by: {rule}"
-        sentence = f"Best for {this(device)} is {label(chosen)}; {better}."
+        sentence = f"{rule[:1].upper()}{rule[1:]}: {label(chosen)} over {label(runner_up)}."
     if not unknown:
         return sentence
     fields = _alternatives([_FIELD_WORDS.get(field, field) for field in unknown])
@@ -271,9 +270,9 @@ def _other_release(device: DeviceInfo, lacking: tuple[str, ...], other: Candidat
 
 
 def label(candidate: Candidate) -> str:
-    """Return what tells one installer of a program from the others: "version 3.1 (apk, arm64)"."""
+    """Return what tells one installer of a program from the others: "3.1 (apk, arm64)"."""
     architectures = listed(candidate.selector.architectures) or "any architecture"
-    return f"version {candidate.version} ({candidate.kind}, {architectures})"
+    return f"{candidate.version} ({candidate.kind}, {architectures})"
 
 
 def megabytes(size: int) -> str:

@@ -27,12 +27,14 @@ from terminal.place import (
     connected_client,
     local_device,
     print_json,
+    print_table,
     read_password,
     stopped_by_signals,
 )
 from terminal.simulator import simulate
 
 if TYPE_CHECKING:
+    from protocol.messages import TargetRow
     from terminal.client import Client, SyncWatch
     from terminal.state import Identity, StateFolder
     from terminal.targets import Choice
@@ -252,26 +254,47 @@ _timeout_option = click.option(
 )
 _no_wait_option = click.option("--no-wait", is_flag=True, help="Return as soon as the hub has accepted the sync.")
 _version_option = click.option("--version", default="", metavar="V", help="This version.  [default: the newest]")
+_channel_option = click.option(
+    "--channel", default="", metavar="NAME", help="Take releases of this channel, too.  [default: only stable ones]"
+)
 
 
 @commands.command()
 @click.argument("program")
 @_to_option
 @_version_option
+@_channel_option
+@click.option(
+    "--all", "everything", is_flag=True, help="Say of every installer that does not fit why, not the nearest."
+)
 @common_options
-def plan(place: Place, program: str, to: tuple[str, ...], version: str) -> int:
+def plan(place: Place, program: str, to: tuple[str, ...], version: str, channel: str, everything: bool) -> int:
     """Say what `sync` would send to each target and why; send nothing."""
-    return asyncio.run(_plan(place, program, to, version))
+    return asyncio.run(_plan(place, program, to, version, channel, everything))
 
 
-async def _plan(place: Place, program: str, to: tuple[str, ...], version: str) -> int:
-    from terminal.tables import plan_table
-
+async def _plan(place: Place, program: str, to: tuple[str, ...], version: str, channel: str, everything: bool) -> int:
     async with connected_client(place) as client:
         choice = await _choice(client, to)
-        rows = await client.plan(program, targets=choice.targets, everyone=choice.everyone, version=version)
-    place.show({"program": program, "targets": rows}, plan_table(rows))
+        rows = await client.plan(
+            program, targets=choice.targets, everyone=choice.everyone, version=version, channel=channel
+        )
+    if place.as_json:
+        print_json({"program": program, "targets": rows})
+    else:
+        _show_plan(rows, everything=everything)
     return 0
+
+
+def _show_plan(rows: "Sequence[TargetRow]", *, everything: bool = False) -> None:
+    """Print what each target gets, and below it what is in the way of the nearest installer where nothing fits."""
+    from terminal.tables import plan_table, rejected_table
+
+    print_table(plan_table(rows))
+    rejected = rejected_table(rows, everything=everything)
+    if rejected.rows or everything:
+        click.echo()
+        print_table(rejected)
 
 
 async def _choice(client: "Client", to: tuple[str, ...]) -> "Choice":
@@ -284,23 +307,43 @@ async def _choice(client: "Client", to: tuple[str, ...]) -> "Choice":
 @click.argument("program")
 @_to_option
 @_version_option
+@_channel_option
 @_timeout_option
 @_no_wait_option
 @common_options
-def sync(place: Place, program: str, to: tuple[str, ...], version: str, timeout_seconds: float, no_wait: bool) -> int:
+def sync(
+    place: Place,
+    program: str,
+    to: tuple[str, ...],
+    version: str,
+    channel: str,
+    timeout_seconds: float,
+    no_wait: bool,
+) -> int:
     """Bring PROGRAM to other devices, and wait until every one that is online has it.
 
-    A device that is offline gets it when it comes back, one that asks a person when they agree; neither is waited for.
-    Ctrl-C leaves the sync to the hub.
+    What `plan` shows is shown first. A device that is offline gets it when it comes back, one that asks a person when
+    they agree; neither is waited for. Ctrl-C leaves the sync to the hub.
     """
-    return asyncio.run(_sync(place, program, to, version, None if no_wait else timeout_seconds))
+    return asyncio.run(_sync(place, program, to, version, channel, None if no_wait else timeout_seconds))
 
 
-async def _sync(place: Place, program: str, to: tuple[str, ...], version: str, timeout_seconds: float | None) -> int:
+async def _sync(
+    place: Place, program: str, to: tuple[str, ...], version: str, channel: str, timeout_seconds: float | None
+) -> int:
     async with connected_client(place) as client:
         choice = await _choice(client, to)
-        watch = await client.sync(program, targets=choice.targets, everyone=choice.everyone, version=version)
+        watch = await client.sync(
+            program, targets=choice.targets, everyone=choice.everyone, version=version, channel=channel
+        )
+        place.tell(_accepted_words(watch))
+        if not place.as_json:
+            _show_plan(watch.planned)
         return await _follow(place, watch, timeout_seconds)
+
+
+def _accepted_words(watch: "SyncWatch") -> str:
+    return f"Sync {watch.sync} of {watch.program} is accepted."
 
 
 async def _follow(place: Place, watch: "SyncWatch", timeout_seconds: float | None) -> int:
@@ -308,7 +351,6 @@ async def _follow(place: Place, watch: "SyncWatch", timeout_seconds: float | Non
     from terminal.targets import sync_exit_code
     from terminal.watching import left_to_the_hub, show_sync, wait_for_targets
 
-    place.tell(f"Sync {watch.sync} of {watch.program} is accepted.")
     if timeout_seconds is not None:
         with left_to_the_hub(place, watch):
             await wait_for_targets(place, watch, timeout_seconds)
@@ -333,7 +375,9 @@ def undo(place: Place, sync_id: str, on: tuple[str, ...], timeout_seconds: float
 async def _undo(place: Place, sync_id: str, on: tuple[str, ...], timeout_seconds: float | None) -> int:
     async with connected_client(place) as client:
         targets = (await _choice(client, on)).targets if on else ()  # `all` is every target of the sync
-        return await _follow(place, await client.undo(sync_id, targets=targets), timeout_seconds)
+        watch = await client.undo(sync_id, targets=targets)
+        place.tell(_accepted_words(watch))
+        return await _follow(place, watch, timeout_seconds)
 
 
 @commands.command()

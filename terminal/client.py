@@ -170,13 +170,22 @@ class Client:
         return tuple(rows)
 
     async def plan(
-        self, program: str, *, targets: tuple[str, ...] = (), everyone: bool = False, version: str = ""
+        self,
+        program: str,
+        *,
+        targets: tuple[str, ...] = (),
+        everyone: bool = False,
+        version: str = "",
+        channel: str = "",
     ) -> tuple[TargetRow, ...]:
         """Return what `sync` with the same arguments would do per target; nothing is sent. `targets` are terminal ids.
 
+        Releases of `channel` are taken beside the stable ones; a `version` is found in any.
         Raises UnknownNameError for a program, terminal or version that does not exist.
         """
-        request = messages.Plan(id=1, program=program, targets=targets, everyone=everyone, version=version)
+        request = messages.Plan(
+            id=1, program=program, targets=targets, everyone=everyone, version=version, channel=channel
+        )
         pages = await self._ask(request, messages.PlanResult)
         return tuple(row for page in pages for row in page.targets)
 
@@ -187,6 +196,7 @@ class Client:
         targets: tuple[str, ...] = (),
         everyone: bool = False,
         version: str = "",
+        channel: str = "",
         request_key: str = "",
     ) -> "SyncWatch":
         """Bring `program` to the targets and return how that goes. The same `request_key` again is the same sync.
@@ -200,6 +210,7 @@ class Client:
             targets=targets,
             everyone=everyone,
             version=version,
+            channel=channel,
         )
         return await self._watched(request, program)
 
@@ -342,6 +353,7 @@ class Client:
 class SyncWatch:
     """One sync as it goes: `targets` by terminal id, kept current; `outcome` once it has `ended`.
 
+    `planned` are the targets as they were accepted, with the rule that chose each installer and what may go wrong.
     Latest value wins, so a slow reader of `changes` costs nothing.
     """
 
@@ -354,6 +366,7 @@ class SyncWatch:
     ) -> None:
         self.sync = ""
         self.program = program
+        self.planned: tuple[TargetRow, ...] = ()
         self.targets: dict[str, TargetRow] = {}
         self.ended = False
         self.outcome = ""
@@ -368,7 +381,8 @@ class SyncWatch:
     def accepted(self, pages: list[messages.SyncAccepted]) -> None:
         """Take the answer to the request, then what has come since."""
         self.sync, self.program = pages[0].sync, pages[0].program
-        self._begin(row for page in pages for row in page.targets)
+        self.planned = tuple(row for page in pages for row in page.targets)
+        self._begin(self.planned)
 
     def put(self, message: AnyMessage) -> None:
         """Take an unasked message of the link."""

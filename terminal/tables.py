@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 NOTHING: Final = "-"
+NO_INSTALLER: Final = "no-installer"
 COLUMN_GAP: Final = "  "
 BAR_CELLS: Final = 24
 BYTES_UNITS: Final = ("bytes", "kB", "MB", "GB")
@@ -36,7 +37,7 @@ OS_TITLES: Final[Mapping[OsType, str]] = {
     "other": "other",
 }
 PLAN_WORDS: Final[Mapping[str, str]] = {
-    State.QUEUED: "would be sent",
+    State.QUEUED: "to be sent",
     State.SAME: "has it already",
     State.NO_MATCH: "nothing fits",
 }
@@ -177,30 +178,55 @@ def programs_table(programs: Iterable[ProgramRow], devices: Iterable[DeviceRow])
     )
 
 
-def plan_table(targets: Iterable[TargetRow]) -> Table:
-    """Return what a sync would do: per target the installer it would get and why, or what is in the way."""
+def plan_table(targets: Sequence[TargetRow]) -> Table:
+    """Return what a sync does: per target the installer it gets, why that one and what may go wrong, or why none."""
+    may_fail = any(not forecast.stops for row in targets for forecast in row.forecasts)
     return Table(
-        columns=("TARGET", "ID", "PLAN", "VERSION", "FILE", "SIZE", "WHY"),
-        rows=tuple(
-            (
-                printable(row.name),
-                printable(row.terminal),
-                _plan_words(row),
-                printable(row.version),
-                printable(row.file_name),
-                size_words(row.size) if row.size else "",
-                _why(row),
-            )
-            for row in targets
-        ),
+        columns=("TARGET", "ID", "PLAN", "VERSION", "KIND", "FILE", "SIZE", "WHY", "BUT")[: 9 if may_fail else 8],
+        rows=tuple(_plan_cells(row)[: 9 if may_fail else 8] for row in targets),
         empty="There is no device to bring it to.",
+    )
+
+
+def _plan_cells(row: TargetRow) -> tuple[str, ...]:
+    return (
+        printable(row.name),
+        printable(row.terminal),
+        _plan_words(row),
+        printable(row.version),
+        printable(row.installer_kind),
+        printable(row.file_name),
+        size_words(row.size) if row.size else "",
+        _why(row),
+        " ".join(printable(forecast.detail) for forecast in row.forecasts if not forecast.stops),
     )
 
 
 def _plan_words(row: TargetRow) -> str:
     if row.reason == OFFLINE:
         return f"{PLAN_WORDS[State.QUEUED]} when it is online"
+    if row.state == State.NO_MATCH and row.reason not in ("", NO_INSTALLER):
+        return f"not sent ({printable(row.reason)})"
     return PLAN_WORDS.get(row.state, state_words(row))
+
+
+def rejected_table(targets: Iterable[TargetRow], *, everything: bool) -> Table:
+    """Return each field in the way: of the nearest installer where nothing fits, or of every one the hub tells of."""
+    rows = []
+    for target in targets:
+        told = target.rejected if everything else target.rejected[: not target.digest]
+        for rejected in told:
+            name = printable(rejected.file_name) or printable(rejected.version)
+            cells = (printable(target.name), printable(rejected.version), rejected.installer_kind, name)
+            rows += [
+                (*cells, printable(one.field).replace("_", " "), printable(one.wants), printable(one.has))
+                for one in rejected.mismatches
+            ]
+    return Table(
+        columns=("TARGET", "NOT", "KIND", "FILE", "FIELD", "WANTS", "HAS"),
+        rows=tuple(rows),
+        empty="No installer was rejected.",
+    )
 
 
 def targets_table(targets: Iterable[TargetRow]) -> Table:

@@ -837,15 +837,12 @@ def test_the_choice_over_a_runner_up_is_explained_with_its_rule() -> None:
     found = match(PHONE, pool)
     assert found.runner_up == pool[0]
     assert len(found.rejections) == 1
-    assert found.sentence == (
-        "Best for this phone is version 2 (apk, arm64 and armv7); "
-        "over version 1 (apk, any architecture) it was decided by: newest version."
-    )
+    assert found.sentence == ("Newest version: 2 (apk, arm64 and armv7) over 1 (apk, any architecture).")
 
 
 def test_an_only_candidate_and_what_could_not_be_checked_are_named() -> None:
     assert match(SILENT_PHONE, (installer(density_dpi_minimum=160),)).sentence == (
-        "Of all installers only version 1.0 (apk, any architecture) fits this device. "
+        "Of all installers only 1.0 (apk, any architecture) fits this device. "
         "The device does not report its installer kinds or density, so that could not be checked."
     )
 

@@ -57,7 +57,7 @@ def test_a_row_says_what_comes_by_which_rule_over_which_other_and_what_may_go_wr
     new = candidate("2.0", "arm64", size=20_000_000)
     row = plan_row(WIDE, new, candidate("1.0"), candidate("3.0", wanted={"api_level_minimum": 36}))
     assert (row.state, row.reason, row.version, row.file_name) == ("queued", "waiting", "2.0", "app-2.0-arm64.apk")
-    assert (row.rule, row.runner_up) == ("newest version", "version 1.0 (apk, any architecture)")
+    assert (row.rule, row.runner_up) == ("newest version", "1.0 (apk, any architecture)")
     assert row.forecasts == (
         ForecastRow(code="no-space", detail="It has 10.0 MB free, and the file alone takes 20.0 MB."),
     )

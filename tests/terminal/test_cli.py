@@ -23,7 +23,7 @@ from websockets.typing import Subprotocol
 from protocol import codec, messages
 from protocol.device import DeviceInfo
 from protocol.keys import SigningKey, challenge_bytes, new_nonce
-from protocol.messages import DeviceRow, Message, ProgramRow, SyncRow, TargetRow
+from protocol.messages import DeviceRow, Message, MismatchRow, ProgramRow, RejectedRow, SyncRow, TargetRow
 from terminal import cli
 from terminal.place import Place
 from terminal.watching import left_to_the_hub
@@ -357,6 +357,30 @@ def test_a_plan_goes_to_the_ids_of_the_names_given(hub: ScriptedHub, logged_in: 
     )
 
 
+REJECTED = RejectedRow(
+    version="8.0",
+    installer_kind="apk",
+    file_name="w.apk",
+    mismatches=(MismatchRow(field="architecture", wants="arm64", has="this TV is armeabi-v7a"),),
+)
+
+
+def test_a_plan_shows_what_is_in_the_way_and_takes_a_channel(hub: ScriptedHub, logged_in: Command) -> None:
+    fits = target(CAR, "queued", digest=b"x" * 32, rejected=(REJECTED,))
+    rows = (target(TELEVISION, "no_match", rejected=(REJECTED,)), fits)
+    hub.answers[messages.Plan] = lambda request: [
+        messages.PlanResult(re=request.id, program=request.program, targets=rows)
+    ]
+    ended = logged_in("plan", "weixin", "--to", "all", "--channel", "beta")
+    *_, header, row = ended.out.splitlines()
+    assert header.split() == ["TARGET", "NOT", "KIND", "FILE", "FIELD", "WANTS", "HAS"]
+    assert row.split(maxsplit=6) == ["TV", "8.0", "apk", "w.apk", "architecture", "arm64", "this TV is armeabi-v7a"]
+    assert hub.requests(messages.Plan)[0].channel == "beta"
+    assert logged_in("plan", "weixin", "--to", "all", "--all").out.splitlines()[-1].split()[:2] == ["Car", "8.0"]
+    document = logged_in("plan", "weixin", "--to", "all", "--json").document
+    assert document["targets"][1]["rejected"][0]["mismatches"][0]["wants"] == "arm64"
+
+
 def test_an_unknown_device_ends_with_its_own_code_and_the_near_names(logged_in: Command) -> None:
     ended = logged_in("plan", "weixin", "--to", "carr")
     assert (ended.code, ended.out) == (5, "")
@@ -449,6 +473,8 @@ def test_a_sync_prints_a_line_per_step_and_ends_when_the_target_has(hub: Scripte
     lines = ended.out.splitlines()
     assert ended.code == 0
     assert lines[0] == "Sync s-1 of weixin is accepted."
+    assert lines[1].split() == ["TARGET", "ID", "PLAN", "VERSION", "KIND", "FILE", "SIZE", "WHY"]
+    assert lines[2].split() == ["TV", "t-2", "to", "be", "sent", *"-----"]
     assert "TV: done" in lines
     assert lines[-1] == "1 target: 1 done."
 
@@ -506,9 +532,9 @@ def test_no_wait_returns_once_the_sync_is_accepted(hub: ScriptedHub, logged_in: 
 
 def test_everyone_is_asked_for_as_everyone(hub: ScriptedHub, logged_in: Command) -> None:
     hub.accepts(target(TELEVISION, "same"))
-    logged_in("sync", "weixin", "--to", "all")
+    logged_in("sync", "weixin", "--to", "all", "--channel", "beta")
     request = hub.requests(messages.Sync)[0]
-    assert (request.targets, request.everyone) == ((), True)
+    assert (request.targets, request.everyone, request.channel) == ((), True, "beta")
 
 
 def test_ctrl_c_leaves_the_sync_to_the_hub_and_says_so(hub: ScriptedHub, logged_in: Command) -> None:

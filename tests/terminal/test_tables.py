@@ -4,10 +4,20 @@ import json
 from datetime import UTC, datetime
 
 import pytest
+from msgspec import structs
 from rich.console import Console, RenderableType
 
 from protocol.device import DeviceInfo
-from protocol.messages import DeviceRow, InboxRow, MismatchRow, ProgramRow, SyncRow, TargetRow
+from protocol.messages import (
+    DeviceRow,
+    ForecastRow,
+    InboxRow,
+    MismatchRow,
+    ProgramRow,
+    RejectedRow,
+    SyncRow,
+    TargetRow,
+)
 from terminal import tables
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
@@ -37,6 +47,7 @@ SENT = TargetRow(
     state="queued",
     detail="Of all installers only this fits.",
     version="8.0",
+    installer_kind="apk",
     file_name="w.apk",
     size=12_345_678,
 )
@@ -159,8 +170,44 @@ def test_programs_name_the_devices_they_are_on() -> None:
 
 def test_a_plan_says_what_would_be_sent_and_why() -> None:
     assert tables.plan_table((SENT,)).rows == (
-        ("Phone", "t-1", "would be sent", "8.0", "w.apk", "12.3 MB", "Of all installers only this fits."),
+        ("Phone", "t-1", "to be sent", "8.0", "apk", "w.apk", "12.3 MB", "Of all installers only this fits."),
     )
+    assert tables.plan_table((SENT,)).columns[-1] == "WHY"
+
+
+def test_a_plan_says_what_may_go_wrong_in_a_column_that_is_only_there_when_something_may() -> None:
+    forecasts = (
+        ForecastRow(code="signer", detail="No.", stops=True),
+        ForecastRow(code="no-space", detail="Too\tlarge."),
+    )
+    table = tables.plan_table((SENT, structs.replace(SENT, forecasts=forecasts)))
+    assert table.columns[-2:] == ("WHY", "BUT")
+    assert [row[-1] for row in table.rows] == ["", "Too large."]
+
+
+WANTS = tuple(
+    MismatchRow(field=field, wants=wants, has="this TV is \x1b[31mother")
+    for field, wants in (("os_type", "iOS"), ("architecture", "arm64"))
+)
+REJECTED = (
+    RejectedRow(version="8.0", installer_kind="apk", file_name="w.apk", mismatches=WANTS[1:]),
+    RejectedRow(version="8.1", installer_kind="ipa", file_name="", mismatches=WANTS),
+)
+
+
+def test_what_is_in_the_way_is_shown_field_by_field_of_the_nearest_or_of_all() -> None:
+    none = structs.replace(NOTHING_FITS, rejected=REJECTED)
+    some = structs.replace(SENT, digest=b"x" * 32, rejected=REJECTED[1:])
+    nearest = ("Car", "8.0", "apk", "w.apk", "architecture", "arm64", "this TV is  [31mother")
+    assert tables.rejected_table((none, some), everything=False).rows == (nearest,)
+    rows = tables.rejected_table((none, some), everything=True).rows
+    assert [(row[0], row[1], row[4]) for row in rows] == [
+        ("Car", "8.0", "architecture"),
+        ("Car", "8.1", "os type"),
+        ("Car", "8.1", "architecture"),
+        ("Phone", "8.1", "os type"),
+        ("Phone", "8.1", "architecture"),
+    ]
 
 
 def test_a_plan_says_the_hubs_sentence_on_what_is_in_the_way() -> None:
@@ -171,8 +218,10 @@ def test_a_plan_says_the_hubs_sentence_on_what_is_in_the_way() -> None:
 @pytest.mark.parametrize(
     ("state", "reason", "words"),
     [
-        ("queued", "offline", "would be sent when it is online"),
+        ("queued", "offline", "to be sent when it is online"),
         ("same", "", "has it already"),
+        ("no_match", "no-installer", "nothing fits"),
+        ("no_match", "narrower", "not sent (narrower)"),
         ("denied", "rights", "denied (rights)"),
     ],
 )
@@ -260,6 +309,10 @@ def test_a_document_has_every_field_with_bytes_as_hex() -> None:
         "done": 0,
         "sent": 0,
         "mismatches": [],
+        "rule": "",
+        "runner_up": "",
+        "forecasts": [],
+        "rejected": [],
     }
 
 
