@@ -58,6 +58,7 @@ FAMILIES: Final[dict[str, tuple[FormFactor, ...]]] = {
 RESOURCE_PREFIX: Final = "ms-resource:"
 
 _NAME = re.compile(r"[A-Za-z0-9.-]{1,64}")
+_PACKAGE_VERSION = re.compile(r"[0-9]{1,5}(?:\.[0-9]{1,5}){3}")
 _VERSION = re.compile(r"[0-9]{1,5}(?:\.[0-9]{1,5}){1,3}")
 _SCALE = re.compile(r"\.scale-([0-9]{2,3})\.")
 _SIGNATURE_MARK: Final = b"PKCX"
@@ -157,7 +158,7 @@ def _identity(root: Element) -> tuple[str, str]:
     """Return name and version, which both kinds of manifest give in the same element."""
     identity = root.find("Identity")
     name, version = ("", "") if identity is None else (identity.get("Name", ""), identity.get("Version", ""))
-    if not _NAME.fullmatch(name) or not _VERSION.fullmatch(version):
+    if not _NAME.fullmatch(name) or not _PACKAGE_VERSION.fullmatch(version):
         raise BadFileError(f"its manifest gives the name {name[:60]!r} and the version {version[:60]!r}.")
     return name, version
 
