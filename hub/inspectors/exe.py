@@ -6,8 +6,11 @@ version of a program that gives none: a person has to say them. Of three version
 subsystem's restricts anything: the loader refuses a program whose subsystem is newer than Windows itself, whereas
 linkers fill the system's version with what they like.
 
+What lies behind the last section is a setup's own affair; of a setup made by NSIS it has to be there whole.
+
 Sources: "PE Format" and "/SUBSYSTEM (Specify Subsystem)" of Microsoft's documentation; ECMA-335 II.25.3.3 and
-`corhdr.h` for what a .NET program runs on. The signer's digest is read, not verified (see `signer`).
+`corhdr.h` for what a .NET program runs on; `Source/exehead/fileform.h` of NSIS. The signer's digest is read, not
+verified (see `signer`).
 """
 
 import struct
@@ -46,6 +49,9 @@ FIRST_SUBSYSTEM: Final = (4, 0)
 _VERSION_RESOURCE: Final = 16
 _EXECUTABLE, _SYSTEM_FILE, _LIBRARY = 0x0002, 0x1000, 0x2000
 _RUNTIME_HEADER = struct.Struct("<16xI")  # flags
+_SETUP_HEADER = struct.Struct("<4x16s4xI")  # signature, bytes from here to the end of its data
+_SETUP_SIGNATURE: Final = b"\xef\xbe\xad\xdeNullsoftInst"
+_SETUP_BLOCK_BYTES: Final = 512
 _ONLY_INTERMEDIATE, _REQUIRES_32_BIT, _PREFERS_32_BIT = 0x1, 0x2, 0x20000
 
 
@@ -62,6 +68,7 @@ def read_facts(source: Source) -> InstallerFacts:
     """
     program = Program.open(source.file, source.size)
     _require_program(program)
+    _require_whole_setup(program)
     resource = program.resource(_VERSION_RESOURCE)
     info = versioninfo.parse(resource) if resource else VersionInfo()
     name = products.title(info.texts.get("ProductName", ""))
@@ -95,6 +102,17 @@ def _require_program(program: Program) -> None:
             f"it is {what}, not a program that installs or runs.",
             hint="Publish the program or the setup it belongs to.",
         )
+
+
+def _require_whole_setup(program: Program) -> None:
+    """Refuse a setup made by NSIS whose data, in the first block behind the program, is cut off."""
+    start = -(-program.end // _SETUP_BLOCK_BYTES) * _SETUP_BLOCK_BYTES
+    program.file.seek(start)
+    header = program.file.read(_SETUP_HEADER.size)
+    if len(header) == _SETUP_HEADER.size:
+        signature, length = _SETUP_HEADER.unpack(header)
+        if signature == _SETUP_SIGNATURE and start + length > program.size:
+            raise BadFileError(f"it is cut off: it should have {start + length} bytes and has {program.size}.")
 
 
 def _selector(program: Program) -> Selector:

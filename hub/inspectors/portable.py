@@ -83,6 +83,11 @@ class Program:
             sections=_sections(_read(file, size, start + _COFF.size + optional_bytes, count * _SECTION.size), size),
         )
 
+    @property
+    def end(self) -> int:
+        """Where the last section ends in the file."""
+        return max((section.offset + section.size for section in self.sections), default=0)
+
     def directory(self, number: int) -> tuple[int, int]:
         """Return (address, bytes) of a data directory, (0, 0) for one that is not there."""
         return self.directories[number] if number < len(self.directories) else (0, 0)

@@ -325,6 +325,16 @@ def test_a_program_cut_off_within_its_sections_is_refused(whole: bytes) -> None:
             read(whole[:length])
 
 
+@needs_nsis
+def test_a_setup_of_makensis_cut_off_behind_the_program_is_refused(setup: Path) -> None:
+    content = setup.read_bytes()
+    header_end = content.index(b"NullsoftInst") + 20
+    assert header_end < len(content) - 1
+    for length in (*range(header_end, len(content), 64), len(content) - 1):
+        with pytest.raises(BadFileError, match=f"should have {len(content)} bytes and has {length}"):
+            read(content[:length])
+
+
 @needs_binutils
 @pytest.mark.parametrize(
     ("at", "form", "value"),
