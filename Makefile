@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 UV_COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header --quiet
 
-.PHONY: help setup demo serve test check format chaos bench lock vectors clean
+.PHONY: help setup demo serve test test-formats samples check format chaos bench lock vectors clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -25,6 +25,14 @@ serve: $(VENV)/runtime ## run a hub on 127.0.0.1:8765 with its data in ./lockste
 test: $(VENV)/development check ## everything CI runs: format, lint, types, tests
 	@sh tests/tools.sh
 	$(BIN)/python -m pytest $(ARGUMENTS)
+
+test-formats: $(VENV)/development ## read real, built, stand-in and damaged installers of every format (CASES=2000 SEED=1)
+	@sh tests/tools.sh formats
+	@$(BIN)/python -m tests.formats.samples || true
+	$(if $(CASES),CASES=$(CASES)) $(if $(SEED),SEED=$(SEED)) $(BIN)/python -m pytest -m formats tests/formats $(ARGUMENTS)
+
+samples: $(VENV)/development ## bring the real installers the proofs read to ./samples, 86 MB
+	@$(BIN)/python -m tests.formats.samples
 
 check: $(VENV)/development ## format, lint and types only
 	$(BIN)/ruff format --check .

@@ -1,8 +1,8 @@
-"""Real installers from public registries, by package name, version and SHA-256: `make samples` brings them to ./samples.
+"""Real installers from registries, by package name, version and SHA-256: `make samples` brings them to ./samples.
 
-The registries' own clients fetch them, none of which runs what it fetches (`npm pack --ignore-scripts`, `pip download`,
-`apt-get download`; a source distribution's build files are asked for its metadata by pip). What does not have the
-SHA-256 in samples.toml is not kept. The folder is a cache: a file that is there is checked and not fetched again.
+The registries' own clients fetch them, and none runs what it fetches (`npm pack --ignore-scripts`, `pip download`,
+`apt-get download`; only a source distribution is asked for its metadata by pip). What does not have the SHA-256 in
+samples.toml is not kept. The folder is a cache: a file that is there is checked and not fetched again.
 """
 
 import hashlib
