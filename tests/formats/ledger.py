@@ -1,10 +1,13 @@
-"""What was proved in this run, counted: the table `make test-formats` ends with."""
+"""What was proved in this run, counted: the table `make test-formats` ends with.
+
+The row "other" counts the damage done to the four kinds above it, which are recognised and not read.
+"""
 
 from collections import Counter
 from typing import Final
 
 FORMATS: Final = (
-    "deb", "rpm", "wheel", "apk", "apks", "ipa", "msi", "msix", "exe", "aab", "appimage", "flatpak", "pkg",
+    "deb", "rpm", "wheel", "apk", "apks", "ipa", "msi", "msix", "exe", "aab", "appimage", "flatpak", "pkg", "other",
 )  # fmt: skip
 COLUMNS: Final = (
     "real files",
@@ -40,4 +43,4 @@ def lines() -> list[str]:
     rows.append(("all", *(str(sum(_counts[kind, column] for kind in FORMATS)) for column in COLUMNS)))
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
     table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return table + [f"worst: {what} {value:.2f}" for what, value in sorted(_worst.items())]
+    return table + [f"worst: {what} {value:.3f}" for what, value in sorted(_worst.items())]
