@@ -9,6 +9,7 @@ listed; what lies in folders belongs to another document that is kept inside thi
 Source: [MS-CFB] Compound File Binary File Format.
 """
 
+import codecs
 import struct
 from dataclasses import dataclass
 from typing import BinaryIO, Final, NamedTuple, Self
@@ -29,6 +30,7 @@ _STREAM, _ROOT = 2, 5
 _SECTOR_SHIFTS: Final = {3: 9, 4: 12}  # by the version of the format
 _SMALL_BYTES: Final = 64
 _SMALL_BELOW_BYTES: Final = 4096
+_CODEC: Final = codecs.lookup("utf-16-le")  # at once: a codec is a file, and later none can be opened
 _END_OF_CHAIN: Final = 0xFFFF_FFFE
 _FREE: Final = 0xFFFF_FFFF
 _SPARE_TABLES: Final = 16  # sectors a FAT may have beyond a quarter more than the file needs
@@ -222,7 +224,7 @@ def _streams(directory: bytes, top: int, version: int) -> dict[str, tuple[int, i
         entry = _entry(directory, number)
         waiting += (entry.left, entry.right)
         if entry.type == _STREAM:
-            name = entry.name[: max(0, entry.name_bytes - 2)].decode("utf-16-le", "replace")
+            name, _ = _CODEC.decode(entry.name[: max(0, entry.name_bytes - 2)], "replace")
             streams.setdefault(name, (entry.start, _size(entry, version)))
     return streams
 

@@ -12,8 +12,10 @@ from typing import Final
 
 from protocol.limits import NAME_CHARACTERS, TEXT_CHARACTERS
 
-# Many programs that come with Windows are called so; as an id it would make one program of them all.
-SYSTEM_NAME: Final = "microsoft-windows-operating-system"
+# What many different programs are called; as an id it would make one program of them all.
+SHARED_NAMES: Final = frozenset({
+    "application", "install", "installer", "microsoft-windows-operating-system", "setup"
+})  # fmt: skip
 
 _CHANGING: Final = re.compile(
     r"[(\[]?(?<![\w.])"
@@ -29,14 +31,15 @@ _COMMA: Final = re.compile(r"\s*,\s*")
 def program_id(product_name: str) -> str:
     """Return a name made of `product_name` that can be typed and does not change with the version, "" for none.
 
-    A name with letters beyond a to z and their accents gives none: what would be left of it is another name.
+    A name with letters beyond a to z and their accents gives none, since what would be left of it is another name; so
+    does one that many programs share.
     """
     letters = unicodedata.normalize("NFKD", product_name.translate(_MARKS).casefold())
     plain = "".join(letter for letter in letters if not unicodedata.combining(letter))
     if any(letter.isalpha() and not letter.isascii() for letter in plain):
         return ""
     name = _UNTYPED.sub("-", _CHANGING.sub(" ", plain)).strip("-._")
-    return name if name[:1].isalnum() and name != SYSTEM_NAME else ""
+    return name if name[:1].isalnum() and name not in SHARED_NAMES else ""
 
 
 def version(text: str) -> str:

@@ -5,6 +5,7 @@ boundaries. Four levels are read, and every block has to end within its parent. 
 "VS_FIXEDFILEINFO", "StringFileInfo", "StringTable" and "String" of Microsoft's documentation.
 """
 
+import codecs
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ NOUGHT: Final[FourParts] = (0, 0, 0, 0)
 _HEAD = struct.Struct("<3H")  # bytes of the block, bytes (or words) of its value, is the value text
 _FIXED = struct.Struct("<2I8H")  # signature, -, file version, product version: per two parts the second comes first
 _FIXED_SIGNATURE: Final = 0xFEEF04BD
+_CODEC: Final = codecs.lookup("utf-16-le")  # at once: a codec is a file, and later none can be opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ def _texts(resource: bytes, table: _Block) -> dict[str, str]:
     texts: dict[str, str] = {}
     for block in _blocks(resource, table.value, table.end):
         raw = resource[block.value : min(block.end, block.value + TEXT_BYTES)]
-        texts.setdefault(block.key, raw.decode("utf-16-le", "replace").partition("\0")[0].strip())
+        texts.setdefault(block.key, _CODEC.decode(raw, "replace")[0].partition("\0")[0].strip())
     return texts
 
 
@@ -86,10 +88,10 @@ def _block(resource: bytes, at: int, limit: int) -> _Block:
     end = at + length
     if length < _HEAD.size or end > limit:
         raise BadFileError("its version resource is damaged.")
-    key, nul, _ = resource[at + _HEAD.size : end].decode("utf-16-le", "replace").partition("\0")
+    key, nul, _ = _CODEC.decode(resource[at + _HEAD.size : end], "replace")[0].partition("\0")
     if not nul:
         raise BadFileError("its version resource is damaged.")
-    return _Block(key, _aligned(at + _HEAD.size + len(key.encode("utf-16-le")) + 2), value_length, end)
+    return _Block(key, _aligned(at + _HEAD.size + len(_CODEC.encode(key)[0]) + 2), value_length, end)
 
 
 def _aligned(at: int) -> int:

@@ -208,6 +208,7 @@ def test_the_signer_of_a_program_is_the_one_osslsigncode_verifies(setup: Path, t
         ("微信", ""),
         ("QQ音乐", ""),
         ("Microsoft® Windows® Operating System", ""),
+        ("Setup (x64)", ""),
         ("1.0", ""),
         ("", ""),
     ],
