@@ -17,7 +17,8 @@ IDENTIFIER: Final = re.compile(f"[a-z]-[{_IDENTIFIER_ALPHABET}]{{10}}")
 class InstallerFacts(Struct, frozen=True, kw_only=True):
     """What an installer's own header says.
 
-    `package_name` is the name the header gives (the default program id); `version` is as written in the header;
+    `package_name` is the name the header gives (the default program id), for Windows made of the product's name, and
+    `version` is as written in the header; readers leave empty what the header does not say, and the sidecar adds it;
     `release` is the version people know the program by (a deb's upstream version, otherwise the same);
     `package_version_code` orders builds of one version name (an APK's versionCode) and is 0 where there is none;
     `sortable_version` is what the order of its kind compares (`hub/versions.py`), empty where that is `version`;
