@@ -29,7 +29,7 @@ from protocol.limits import MIB
 
 TABLE_OF_CONTENTS: Final = "toc.pb"
 APKS: Final = 1_024
-PACKED_APK_BYTES: Final = 64 * MIB  # of an APK that is not merely stored in the set; bundletool stores all
+PACKED_BYTES: Final = 64 * MIB  # of all APKs that are not merely stored in the set; bundletool stores every one
 FILES: Final = 100_000  # in all APKs that are read together
 MANIFESTS_BYTES: Final = 8 * MIB  # of all APKs that are read together
 SPLITS_API_LEVEL: Final = 21  # the first Android that installs split APKs
@@ -88,13 +88,14 @@ def _names(members: Iterable[str]) -> list[str]:
 
 def _apks(archive: Archive, names: list[str]) -> Iterator[_Apk]:
     """Yield the APKs called `names`, within bounds that hold for all of them together."""
-    files, manifests_bytes = FILES, MANIFESTS_BYTES
+    files, manifests_bytes, packed_bytes = FILES, MANIFESTS_BYTES, PACKED_BYTES
     for name in names:
         try:
-            inner = archive.nested(name, PACKED_APK_BYTES)
+            inner = archive.nested(name, packed_bytes)
             manifest = apk.read_manifest(inner, min(manifests_bytes, apk.MANIFEST_BYTES))
         except BadFileError as error:
             raise BadFileError(f"{name} inside it: {error.message}", hint=error.hint) from error
+        packed_bytes -= 0 if archive.is_stored(name) else archive.members[name].file_size
         files -= len(inner.members)
         manifests_bytes -= inner.members[apk.MANIFEST].file_size
         if files < 0:

@@ -56,6 +56,12 @@ class Strings:
 
     def get(self, index: int) -> str:
         """Return string `index`; raises BadFileError when there is none or it is longer than STRING_BYTES."""
+        try:
+            return self._get(index)
+        except (struct.error, UnicodeDecodeError) as error:
+            raise BadFileError("a string of the manifest is damaged.") from error
+
+    def _get(self, index: int) -> str:
         if index >= self.count:
             raise BadFileError("the manifest names a string it does not hold.")
         at = self.start + struct.unpack_from("<I", self.chunk, self.offsets_at + 4 * index)[0]

@@ -32,7 +32,7 @@ SIGNATURE: Final = "AppxSignature.p7x"
 MANIFEST_BYTES: Final = 1 * MIB
 BUNDLED_MANIFEST_BYTES: Final = 256 * KIB
 BUNDLED_APPS: Final = 8
-PACKED_APP_BYTES: Final = 64 * MIB  # of a package that is not merely stored in its bundle, as it has to be
+PACKED_APP_BYTES: Final = 8 * MIB  # of a package that is not merely stored in its bundle, as it should be
 SIGNATURE_BYTES: Final = 1 * MIB
 
 ARCHITECTURES: Final[dict[str, tuple[Architecture, ...]]] = {
@@ -138,7 +138,7 @@ def _parse(data: bytes, root_name: str) -> Element:
     try:
         parser.Parse(data, True)
         root = builder.close()
-    except (expat.ExpatError, LookupError) as error:
+    except (expat.ExpatError, LookupError, ValueError) as error:  # the latter two for an encoding Python lacks
         raise BadFileError("its manifest is damaged.") from error
     if root is None or root.tag != root_name:
         raise BadFileError(f"its manifest is no {root_name}.")

@@ -69,6 +69,7 @@ class Table:
         _, header_bytes, size = _HEADER.unpack_from(table)
         strings: Strings | None = None
         types: dict[tuple[int, int], list[memoryview]] = {}
+        package_id = 0
         for count, (kind, chunk) in enumerate(_all_chunks(table[header_bytes:size])):
             if count > CHUNKS:
                 raise BadFileError(f"the resource table has more than {CHUNKS} parts.")

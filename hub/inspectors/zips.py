@@ -115,7 +115,10 @@ class Archive:
         """List the archive in `file`, which is `size` bytes long. Raises BadFileError."""
         end = _end(file, size)
         file.seek(end.offset)
-        listed = list(_entries(file.read(end.length)))
+        try:
+            listed = list(_entries(file.read(end.length)))
+        except struct.error as error:
+            raise BadFileError("the zip directory is damaged.") from error
         if len(listed) != end.entries:
             raise BadFileError(f"the zip directory lists {len(listed)} files where it promises {end.entries}.")
         members = {member.name: member for member in _apart(listed, end.offset)}
@@ -148,9 +151,14 @@ class Archive:
         It is read in place when it is stored, and unpacked into memory when it is packed and has at most `limit` bytes.
         """
         member = self._member(name)
-        if member.method == _STORED and not member.flags & _ENCRYPTED and member.packed_size == member.file_size:
+        if self.is_stored(name):
             return Archive.open(Window(self.file, self._start(name), member.file_size), member.file_size)
         return Archive.open(io.BytesIO(self.read(name, limit)), member.file_size)
+
+    def is_stored(self, name: str) -> bool:
+        """Whether member `name` lies in the file as it is. Raises BadFileError when it is missing."""
+        member = self._member(name)
+        return member.method == _STORED and not member.flags & _ENCRYPTED and member.packed_size == member.file_size
 
     def _member(self, name: str) -> Member:
         if name not in self.members:
@@ -161,7 +169,10 @@ class Archive:
         """Return where the content of member `name` begins, which only its local header tells."""
         member = self._member(name)
         self.file.seek(member.offset)
-        signature, *_, name_bytes, extra_bytes = _LOCAL.unpack(self.file.read(_LOCAL.size))
+        header = self.file.read(_LOCAL.size)
+        if len(header) < _LOCAL.size:
+            raise BadFileError(f"{name} lies outside its place in the archive.")
+        signature, *_, name_bytes, extra_bytes = _LOCAL.unpack(header)
         start: int = member.offset + _LOCAL.size + name_bytes + extra_bytes
         if signature != LOCAL_SIGNATURE or start + member.packed_size > member.end:
             raise BadFileError(f"{name} lies outside its place in the archive.")
@@ -271,7 +282,8 @@ def _zip64_sizes(extra: bytes, numbers: list[int]) -> list[int]:
         kind, length = _EXTRA.unpack_from(extra, at)
         at += _EXTRA.size
         if kind == _ZIP64_EXTRA:
-            large = (number for (number,) in struct.iter_unpack("<Q", extra[at : at + length // 8 * 8]))
+            content = extra[at : at + length]
+            large = (number for (number,) in struct.iter_unpack("<Q", content[: len(content) // 8 * 8]))
             return [next(large, number) if number == _FULL_32 else number for number in numbers]
         at += length
     return numbers

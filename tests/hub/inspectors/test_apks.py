@@ -138,3 +138,8 @@ def test_a_set_of_more_apks_or_with_more_files_than_the_limits_is_refused(
     monkeypatch.undo()
     monkeypatch.setattr(apks, "MANIFESTS_BYTES", 2000)
     assert "AndroidManifest.xml claims" in refused(usual).message
+    monkeypatch.undo()
+    monkeypatch.setattr(apks, "PACKED_BYTES", 3000)
+    assert inspect(usual).kind == "apks"
+    packed = a_set(tmp_path / "packed.apks", usual_parts(tmp_path), zipfile.ZIP_DEFLATED)
+    assert "claims" in refused(packed).message

@@ -150,6 +150,7 @@ def test_a_title_kept_as_a_resource_is_the_packages_name(save: Save) -> None:
         (b"<Package/>", "gives the name ''"),
         (b"<Bundle/>", "no Package"),
         (b'<?xml version="1.0" encoding="shift_jis"?><Package/>', "damaged"),
+        (b'<?xml version="1.0" encoding="no such"?><Package/>', "damaged"),
         (b'<!DOCTYPE Package [<!ENTITY a "aaaa">]><Package>&a;</Package>', "declares"),
         (b'<!DOCTYPE Package SYSTEM "file:///etc/passwd"><Package/>', "declares"),
         ('<!DOCTYPE Package [<!ENTITY a "aaaa">]><Package>&a;</Package>'.encode("utf-16"), "declares"),
