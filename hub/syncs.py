@@ -5,6 +5,7 @@ receives now comes in as a callable.
 """
 
 import difflib
+import re
 import time
 from collections.abc import Callable
 from typing import Final
@@ -72,16 +73,12 @@ class Syncs:
         """Return a page of programs and whether another follows."""
 
         async def body(transaction: Transaction) -> tuple[list[ProgramRow], bool]:
-            found = await transaction.rows(
-                "programs_page",
-                query=request.query.casefold(),
-                after=request.after,
-                count=limits.ROWS_PER_PAGE + 1,
-            )
+            found = await _programs(transaction, request)
+            installed_on = await _installed_on(transaction, terminal, [row["program_id"] for row in found])
             page: list[ProgramRow] = []
             size = 0
             for row in found[: limits.ROWS_PER_PAGE]:
-                program = await self._program_row(transaction, terminal, row)
+                program = _program_row(row, installed_on[row["program_id"]])
                 size += len(msgspec.msgpack.encode(program))
                 if page and size > limits.FRAME_BYTES:
                     break
@@ -373,17 +370,33 @@ class Syncs:
         )
         return target
 
-    async def _program_row(self, transaction: Transaction, terminal: Terminal, row: Row) -> ProgramRow:
-        installed = await transaction.rows(
-            "installed_of_program", program_id=row["program_id"], account_id=terminal.account_id
-        )
-        return ProgramRow(
-            program=row["program_id"],
-            title=row["title"],
-            newest=row["newest"] or "",
-            installer_kinds=_kinds(row["kinds"]),
-            installed_on=tuple(found["terminal_id"] for found in installed),
-        )
+
+async def _programs(transaction: Transaction, request: Programs) -> list[Row]:
+    """Return a page of programs and one row more where there is one."""
+    count = limits.ROWS_PER_PAGE + 1
+    if not request.query:
+        return await transaction.rows("programs_page", after=request.after, count=count)
+    text = re.sub("[!%_]", r"!\g<0>", request.query.casefold())
+    return await transaction.rows("programs_search", pattern=f"%{text}%", after=request.after, count=count)
+
+
+async def _installed_on(transaction: Transaction, terminal: Terminal, programs: list[str]) -> dict[str, list[str]]:
+    """Return the terminals of this account that have each of these programs."""
+    installed_on: dict[str, list[str]] = {program: [] for program in programs}
+    wanted = msgspec.json.encode(programs).decode()
+    for row in await transaction.rows("installed_of_programs", program_ids=wanted, account_id=terminal.account_id):
+        installed_on[row["program_id"]].append(row["terminal_id"])
+    return installed_on
+
+
+def _program_row(row: Row, installed_on: list[str]) -> ProgramRow:
+    return ProgramRow(
+        program=row["program_id"],
+        title=row["title"],
+        newest=row["newest"] or "",
+        installer_kinds=_kinds(row["kinds"]),
+        installed_on=tuple(installed_on),
+    )
 
 
 async def _known(transaction: Transaction, terminal: Terminal, request_key: str) -> Accepted | None:

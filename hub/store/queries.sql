@@ -65,11 +65,6 @@ DELETE FROM installed WHERE terminal_id = :terminal_id;
 INSERT INTO installed (terminal_id, program_id, version, kind, digest)
 VALUES (:terminal_id, :program_id, :version, :kind, :digest) ON CONFLICT DO NOTHING;
 
--- name: installed_of_program
-SELECT i.terminal_id, i.version, i.kind, i.digest
-FROM installed i JOIN terminals t ON t.terminal_id = i.terminal_id
-WHERE i.program_id = :program_id AND t.account_id = :account_id;
-
 -- name: installed_and_known
 SELECT i.terminal_id, i.version, i.kind, i.digest, k.version AS release, k.facts
 FROM terminals t CROSS JOIN installed i ON i.terminal_id = t.terminal_id AND i.program_id = :program_id
@@ -120,9 +115,6 @@ SELECT * FROM installers WHERE digest = :digest;
 INSERT INTO installers (digest, program_id, version, kind, package_name, file_version, file_name, facts, size, created_at)
 VALUES (:digest, :program_id, :version, :kind, :package_name, :file_version, :file_name, :facts, :size, :now);
 
--- name: installers_of_program
-SELECT * FROM installers WHERE program_id = :program_id ORDER BY digest;
-
 -- name: installers_of_release
 SELECT * FROM installers WHERE program_id = :program_id AND version = :version ORDER BY digest;
 
@@ -161,9 +153,6 @@ WHERE i.digest = :digest;
 -- name: program
 SELECT * FROM programs WHERE program_id = :program_id;
 
--- name: program_ids
-SELECT program_id FROM programs ORDER BY program_id LIMIT 10000;
-
 -- name: programs_near
 SELECT program_id FROM (
     SELECT program_id FROM programs WHERE program_id >= :program AND retired = 0 ORDER BY program_id LIMIT 100)
@@ -183,8 +172,28 @@ SELECT p.program_id, p.title,
 FROM programs p
 WHERE p.program_id > :after AND p.retired = 0
     AND EXISTS (SELECT 1 FROM releases r WHERE r.program_id = p.program_id AND r.yanked = 0)
-    AND (:query = '' OR INSTR(LOWER(p.program_id), :query) > 0 OR INSTR(LOWER(p.title), :query) > 0)
 ORDER BY p.program_id LIMIT :count;
+
+-- name: programs_search
+-- Goes through all programs in the order they lie in, which takes a tenth of the time of going by the index.
+SELECT p.program_id, p.title,
+    (SELECT r.version FROM releases r WHERE r.program_id = p.program_id AND r.yanked = 0
+     ORDER BY r.channel = 'stable' DESC, r.version_key DESC, r.version LIMIT 1) AS newest,
+    (SELECT GROUP_CONCAT(DISTINCT i.kind) FROM releases r
+     CROSS JOIN installers i ON i.program_id = r.program_id AND i.version = r.version
+     WHERE r.program_id = p.program_id AND r.yanked = 0) AS kinds
+FROM (
+    SELECT program_id, title FROM programs NOT INDEXED
+    WHERE (title LIKE :pattern ESCAPE '!' OR program_id LIKE :pattern ESCAPE '!') AND program_id > :after AND retired = 0
+        AND EXISTS (SELECT 1 FROM releases r WHERE r.program_id = programs.program_id AND r.yanked = 0)
+    ORDER BY program_id LIMIT :count) p
+ORDER BY p.program_id;
+
+-- name: installed_of_programs
+SELECT i.program_id, i.terminal_id
+FROM json_each(:program_ids) wanted CROSS JOIN installed i ON i.program_id = wanted.value
+JOIN terminals t ON t.terminal_id = i.terminal_id
+WHERE t.account_id = :account_id;
 
 -- name: sync_by_request_key
 SELECT * FROM syncs WHERE initiator = :initiator AND request_key = :request_key;
