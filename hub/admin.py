@@ -20,14 +20,16 @@ from hub.app import Hub, open_hub
 from hub.backup import DATABASE_NAME, write_backup
 from hub.catalogue import PublishOptions
 from hub.config import Settings
+from hub.resolver import match_device
 from hub.scrub import Tell, keep_report, scrub, tell_nobody
+from protocol.device import DeviceInfo
 from protocol.errors import ConflictError, LockstepError, UnavailableError, UsageError
 
 SOCKET_NAME: Final = "admin.sock"
 # What is asked of a folder with no hub in it makes none.
 _NEEDS_A_HUB: Final = frozenset({
     "catalogue", "catalogue show", "catalogue yank", "catalogue restore", "catalogue retire", "catalogue channel",
-    "catalogue alias", "account list", "check", "backup",
+    "catalogue alias", "match", "account list", "check", "backup",
 })  # fmt: skip
 _TOLD_EVERY_SECONDS: Final = 0.25
 _LINE_BYTES: Final = 4 * 1024 * 1024
@@ -44,19 +46,17 @@ async def perform(hub: Hub, command: str, arguments: dict[str, Any], tell: Tell 
             return msgspec.to_builtins(await hub.catalogue.publish(Path(arguments["file"]), options))
         case "catalogue":
             return msgspec.to_builtins(await hub.catalogue.listing(arguments.get("after", "")))
-        case "catalogue show":
-            return msgspec.to_builtins(await hub.catalogue.program(arguments["program"]))
-        case "catalogue yank":
-            return await hub.catalogue.yank(arguments["program"], arguments["version"])
-        case "catalogue restore":
-            return await hub.catalogue.restore(arguments["program"], arguments.get("version", ""))
-        case "catalogue retire":
-            return await hub.catalogue.retire(arguments["program"])
-        case "catalogue channel":
-            return await hub.catalogue.move(arguments["program"], arguments["version"], arguments["channel"])
-        case "catalogue alias":
-            remove, os_types = bool(arguments.get("remove")), tuple(arguments["os_types"])
-            return await hub.catalogue.alias(arguments["program"], arguments["package"], os_types, remove=remove)
+        case (
+            "catalogue show"
+            | "catalogue yank"
+            | "catalogue restore"
+            | "catalogue retire"
+            | "catalogue channel"
+            | "catalogue alias"
+        ):
+            return await _catalogue(hub, command.removeprefix("catalogue "), arguments)
+        case "match":
+            return await _match(hub, arguments)
         case "account add" | "account list" | "account right":
             return await _account(hub, command, arguments)
         case "check":
@@ -66,6 +66,42 @@ async def perform(hub: Hub, command: str, arguments: dict[str, Any], tell: Tell 
             return msgspec.to_builtins(await write_backup(hub.store, hub.objects, folder, file, force=force, tell=tell))
         case _:
             raise UsageError(f"Unknown command {command!r}.")
+
+
+async def _catalogue(hub: Hub, command: str, arguments: dict[str, Any]) -> Any:
+    program = arguments["program"]
+    match command:
+        case "show":
+            return msgspec.to_builtins(await hub.catalogue.program(program))
+        case "yank":
+            return await hub.catalogue.yank(program, arguments["version"])
+        case "restore":
+            return await hub.catalogue.restore(program, arguments.get("version", ""))
+        case "retire":
+            return await hub.catalogue.retire(program)
+        case "channel":
+            return await hub.catalogue.move(program, arguments["version"], arguments["channel"])
+        case _:
+            remove, os_types = bool(arguments.get("remove")), tuple(arguments["os_types"])
+            return await hub.catalogue.alias(program, arguments["package"], os_types, remove=remove)
+
+
+async def _match(hub: Hub, arguments: dict[str, Any]) -> Any:
+    device = msgspec.convert(arguments["device"], DeviceInfo)
+    asked = arguments["program"], arguments.get("channel", ""), arguments.get("version", "")
+    found = await hub.store.transaction(lambda transaction: match_device(transaction, device, *asked))
+    told = msgspec.to_builtins(found, builtin_types=(bytes,))
+    rejected = [_candidate(one["candidate"]) | {"mismatches": one["mismatches"]} for one in told.pop("rejections")]
+    return told | {
+        "chosen": _candidate(told["chosen"]),
+        "runner_up": _candidate(told["runner_up"]),
+        "rejected": rejected,
+    }
+
+
+def _candidate(told: dict[str, Any] | None) -> Any:
+    """Return a candidate for a person or a program: its digest in hex, as everywhere in JSON."""
+    return told and told | {"digest": told["digest"].hex()}
 
 
 async def _account(hub: Hub, command: str, arguments: dict[str, Any]) -> Any:

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import click
 
+from hub.asking import match
 from hub.commandline import ask_hub, data_option, json_option, run, show, table
 from hub.inspecting import inspect
 from hub.publishing import catalogue, publish
@@ -189,6 +190,7 @@ def account_list(data: str | None, config_file: Path | None, as_json: bool) -> N
 main.add_command(publish)
 main.add_command(inspect)
 main.add_command(catalogue)
+main.add_command(match)
 
 
 class _BackupGroup(click.Group):

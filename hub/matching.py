@@ -39,8 +39,8 @@ class Match(Struct, frozen=True, kw_only=True):
 
     `chosen` is None when nothing fits. `rule` names the rule that decided over `runner_up` ("only candidate" when there
     was none, empty when nothing fits); `unknown` lists the fields the chosen one asks about and the device does not
-    report; `forecasts` say what may go wrong, those that stop it first; `rejections` are nearest first, at most
-    `REJECTIONS_LISTED`; `sentence` says the whole in plain words.
+    report; `forecasts` say what may go wrong, those that stop it first; `rejections` are nearest first, at most as many
+    as were asked for; `sentence` says the whole in plain words.
     """
 
     chosen: Candidate | None
@@ -86,16 +86,22 @@ class Rule:
 
 
 def match(
-    device: DeviceInfo, candidates: tuple[Candidate, ...], *, version: str = "", installed: Installed | None = None
+    device: DeviceInfo,
+    candidates: tuple[Candidate, ...],
+    *,
+    version: str = "",
+    installed: Installed | None = None,
+    listed: int = REJECTIONS_LISTED,
 ) -> Match:
     """Choose the installer among `candidates` for `device`; `version` pins one release when given. Never raises.
 
-    `installed` is what the device has of the program; only the forecasts depend on it, and on the free bytes.
+    `installed` is what the device has of the program; only the forecasts depend on it, and on the free bytes. At most
+    `listed` rejections are told.
     """
     judged = [_judge(device, candidate, version) for candidate in candidates]
     fitting = [one for one in judged if not one.failing]
     rejected = [one for one in judged if one.failing]
-    nearest = _best(device, rejected, REJECTIONS_LISTED, (_NEAREST, *RULES))
+    nearest = _best(device, rejected, listed, (_NEAREST, *RULES))
     rejections = tuple(_rejection(device, one, version) for one in nearest)
     if not fitting:
         sentence = _sentence_for_none(device, rejected, nearest, version)

@@ -29,6 +29,7 @@ REJECTED_BYTES: Final = 8 * limits.FRAME_BYTES
 WANTS_CHARACTERS: Final = 160
 LABEL_CHARACTERS: Final = 200
 RELEASES_NAMED: Final = 8
+REJECTIONS_TOLD: Final = 1_000
 
 
 class Choice(Struct, frozen=True):
@@ -81,6 +82,18 @@ def _why_nothing(program: str, channel: str, releases: list[Row]) -> str:
         where = f"the channels stable and {channel}" if channel not in ("", "stable") else "the channel stable"
         return f"{program} has nothing in {where}; say --channel {other[0]} for what is there."
     return f"Every release of {program} is yanked." if releases else ""
+
+
+async def match_device(
+    transaction: Transaction, device: DeviceInfo, program: str, channel: str = "", version: str = ""
+) -> Match:
+    """Return the match of a device that need not be anybody's, with every candidate it rejects up to `REJECTIONS_TOLD`.
+
+    Raises UnknownNameError as `read_choice` does.
+    """
+    choice = await read_choice(transaction, program, channel, version)
+    found = match(device, choice.candidates, version=version, listed=REJECTIONS_TOLD)
+    return structs.replace(found, sentence=choice.nothing) if choice.nothing else found
 
 
 class Resolver:

@@ -2,29 +2,30 @@
 
 Detection reports only what the system states. What is not stated stays unknown (None, empty, form factor "other"):
 the resolver treats "unknown" as a third value, and a guess would be worse. Linux is read from files, all below `root`;
-macOS and Windows give what Python's `platform` knows.
+macOS and Windows give what Python's `platform` knows, and what else their makers say runs on such a machine.
 
-A device file is TOML: DeviceInfo's fields at the top level and `[installers.KIND]` tables (see RunnerSettings). It
-overrides the detected device field by field, unless it names a `model`: then it describes another device, a simulated
-phone for one, and nothing detected leaks into it but the free bytes.
+The device file (`protocol/devicefile.py`) may have `[installers.KIND]` tables (see RunnerSettings). It overrides the
+detected device field by field, unless it names a `model`: then it describes another device, a simulated phone for one.
 """
 
-import difflib
 import importlib.util
 import math
+import os
 import platform
+import re
 import shlex
 import shutil
 import socket
-import tomllib
-from collections.abc import Iterable, Mapping
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Literal, NoReturn, get_args, get_origin, get_type_hints
-
-import msgspec
+from typing import Final, get_args, get_type_hints
 
 from protocol import limits
 from protocol.device import ARCHITECTURE_NAMES, Architecture, DeviceInfo, FormFactor, InstallerKind, OsType
+from protocol.devicefile import DEVICE_FILE_BYTES, INSTALLERS, check_keys, checked_value, parse_device_file, refuse
 from protocol.errors import BadFileError
 from terminal.installers import RunnerSettings
 
@@ -32,8 +33,10 @@ SMALL_FILE_BYTES: Final = 64 * limits.KIB
 CENTIMETRES_PER_INCH: Final = 2.54
 EDID_HEADER: Final = bytes.fromhex("00ffffffffffff00")
 EDID_SIZE_OFFSET: Final = 21  # VESA E-EDID 1.4, 3.6.2: width and height in cm, 0 where not known
-INSTALLERS: Final = "installers"
 OS_TYPES: Final[Mapping[str, OsType]] = {"Linux": "linux", "Darwin": "macos", "Windows": "windows"}
+WINDOWS_11_BUILD: Final = 22_000
+ROSETTA: Final = "Library/Apple/usr/share/rosetta/rosetta"
+LOADER_SECONDS: Final = 2.0
 BUILT_IN_PANELS: Final = ("eDP", "LVDS", "DSI")
 
 # SMBIOS 3.7, 7.4.1, the types that are definite. Hand held (11), docking station (12) and the like are not.
@@ -51,12 +54,15 @@ def detect_device(folder: Path, root: Path = Path("/")) -> DeviceInfo:
     os_type = OS_TYPES.get(platform.system(), "other")
     if os_type == "linux":
         return _detect_linux(folder, root)
+    os_version = _short(platform.mac_ver()[0] if os_type == "macos" else platform.version())
+    architectures = architectures_run(os_type, platform.machine(), os_version, root)
     return DeviceInfo(
         model=_short(platform.node()) or "unnamed device",
         os_type=os_type,
-        os_version=_short(platform.mac_ver()[0] if os_type == "macos" else platform.version()),
-        architectures=_architectures(),
+        os_version=os_version,
+        architectures=architectures,
         installer_kinds=_installer_kinds(),
+        python_version=_python_version(architectures),
         free_bytes=free_bytes(folder),
     )
 
@@ -64,16 +70,19 @@ def detect_device(folder: Path, root: Path = Path("/")) -> DeviceInfo:
 def _detect_linux(folder: Path, root: Path) -> DeviceInfo:
     resolution, inches = _screen(root)
     density = round(math.hypot(*resolution) / inches) if resolution and inches else None
+    architectures = architectures_run("linux", platform.machine(), "", root)
     return DeviceInfo(
         model=_model(root),
         form_factor=_form_factor(root),
         os_type="linux",
         os_version=_short(_os_release(root).get("VERSION_ID", "")),
-        architectures=_architectures(),
+        architectures=architectures,
         screen_inches=inches,
         resolution=resolution,
         density_dpi=density or None,
         installer_kinds=_installer_kinds(),
+        python_version=_python_version(architectures),
+        libc=_libc(root),
         free_bytes=free_bytes(folder),
     )
 
@@ -86,9 +95,59 @@ def free_bytes(folder: Path) -> int | None:
     return None
 
 
-def _architectures() -> tuple[Architecture, ...]:
-    architecture = ARCHITECTURE_NAMES.get(platform.machine().lower())
-    return (architecture,) if architecture else ()
+def architectures_run(os_type: OsType, machine: str, os_version: str, root: Path) -> tuple[Architecture, ...]:
+    """Return what a machine of this name runs, its own first, then what its system runs of others beside it.
+
+    A 64-bit Windows runs x86, one on arm64 from Windows 11 on x86_64 too (learn.microsoft.com, "How emulation works on
+    Arm"); macOS on arm64 runs x86_64 where Rosetta is installed. On Linux nothing beside its own is taken for granted.
+    """
+    own = ARCHITECTURE_NAMES.get(machine.lower())
+    if own is None:
+        return ()
+    if os_type == "windows" and own == "arm64":
+        build = int((re.findall(r"[0-9]+", os_version) + ["0"] * 3)[2])
+        return ("arm64", "x86_64", "x86") if build >= WINDOWS_11_BUILD else ("arm64", "x86")
+    if os_type == "windows" and own == "x86_64":
+        return ("x86_64", "x86")
+    if os_type == "macos" and own == "arm64" and (root / ROSETTA).exists():
+        return ("arm64", "x86_64")
+    return (own,)
+
+
+def _python_version(architectures: tuple[Architecture, ...]) -> str:
+    """Return "3.11" of a CPython built for the first of the architectures; another takes other wheels than they say."""
+    machine = sysconfig.get_platform().rpartition("-")[2]
+    is_own = machine == "universal2" or ARCHITECTURE_NAMES.get(machine) in architectures[:1]
+    has_all_bits = sys.maxsize > 2**32 or architectures[:1] in (("x86",), ("armv7",))  # not a 32-bit one beside
+    is_usual = sys.implementation.name == "cpython" and not sysconfig.get_config_var("Py_GIL_DISABLED")
+    if not (is_own and has_all_bits and is_usual and architectures):
+        return ""
+    return f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def _libc(root: Path) -> str:
+    """Return "glibc 2.36" where this process runs on glibc, "musl 1.2" where musl is the system's."""
+    try:
+        name = os.confstr("CS_GNU_LIBC_VERSION") or ""  # confstr(3); musl does not know it
+    except (ValueError, OSError):
+        name = ""
+    found = re.fullmatch(r"glibc ([0-9]+\.[0-9]+).*", name)
+    return f"glibc {found[1]}" if found else musl_libc(root)
+
+
+def musl_libc(root: Path) -> str:
+    """Return "musl 1.2" as musl's loader says of itself when it is run without a program (PEP 656), "" without one."""
+    for loader in sorted((root / "lib").glob("ld-musl-*.so.1")):
+        try:
+            said = subprocess.run(
+                [loader], stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, timeout=LOADER_SECONDS, check=False
+            ).stderr
+        except (OSError, subprocess.TimeoutExpired):
+            continue
+        found = re.search(rb"^Version ([0-9]+\.[0-9]+)", said, re.MULTILINE)
+        if said.startswith(b"musl") and found:
+            return f"musl {found[1].decode()}"
+    return ""
 
 
 def _installer_kinds() -> tuple[InstallerKind, ...]:
@@ -189,80 +248,35 @@ def load_device(path: Path, detected: DeviceInfo) -> tuple[DeviceInfo, dict[str,
     A file with a `model` starts from nothing (but the detected free bytes), any other from `detected`. Raises
     BadFileError that names the file, the key and what is allowed.
     """
-    table = _toml(path)
-    installers = table.pop(INSTALLERS, {})
-    hints = get_type_hints(DeviceInfo, include_extras=True)
-    _check_keys(path, "", table, (*hints, INSTALLERS))
-    values = {key: _value(path, key, value, hints[key]) for key, value in table.items()}
-    if "model" in values:
-        device = DeviceInfo(**{"free_bytes": detected.free_bytes, **values})
-    else:
-        device = msgspec.structs.replace(detected, **values)
-    return device, _runner_settings(path, installers, device)
+    device, installers = parse_device_file(_device_file(path), str(path), detected)
+    return device, _runner_settings(str(path), installers, device)
 
 
-def _runner_settings(path: Path, installers: object, device: DeviceInfo) -> dict[str, RunnerSettings]:
+def _device_file(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(DEVICE_FILE_BYTES + 1)
+    except OSError as error:
+        raise BadFileError(
+            f"{path} cannot be read: {error.strerror}.", hint="Check the path and its permissions."
+        ) from error
+
+
+def _runner_settings(where: str, installers: object, device: DeviceInfo) -> dict[str, RunnerSettings]:
     if not isinstance(installers, dict):
-        _bad(path, INSTALLERS, "is not a table", "Write [installers.deb] and the settings below it.")
-    _check_keys(path, f"{INSTALLERS}.", installers, get_args(InstallerKind))
+        refuse(where, INSTALLERS, "is not a table", "Write [installers.deb] and the settings below it.")
+    check_keys(where, f"{INSTALLERS}.", installers, get_args(InstallerKind))
     hints = get_type_hints(RunnerSettings, include_extras=True)
     settings = {}
     for kind, table in installers.items():
         name = f"{INSTALLERS}.{kind}"
         if not isinstance(table, dict):
-            _bad(path, name, "is not a table", f"Write [{name}] and the settings below it.")
+            refuse(where, name, "is not a table", f"Write [{name}] and the settings below it.")
         if kind not in device.installer_kinds:
             kinds = ", ".join(device.installer_kinds) or "none"
             hint = f'Add "{kind}" to installer_kinds at the top of the file, or remove the table.'
-            _bad(path, name, f"is set, but this device installs other kinds ({kinds})", hint)
-        _check_keys(path, f"{name}.", table, tuple(hints))
-        values = {key: _value(path, f"{name}.{key}", value, hints[key]) for key, value in table.items()}
+            refuse(where, name, f"is set, but this device installs other kinds ({kinds})", hint)
+        check_keys(where, f"{name}.", table, tuple(hints))
+        values = {key: checked_value(where, f"{name}.{key}", value, hints[key]) for key, value in table.items()}
         settings[kind] = RunnerSettings(**values)
     return settings
-
-
-def _toml(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            data = file.read(SMALL_FILE_BYTES + 1)
-        if len(data) > SMALL_FILE_BYTES:
-            raise BadFileError(f"{path} is larger than {SMALL_FILE_BYTES:,} bytes.", hint="Is it a device file?")
-        return tomllib.loads(data.decode())
-    except OSError as error:
-        raise BadFileError(
-            f"{path} cannot be read: {error.strerror}.", hint="Check the path and its permissions."
-        ) from error
-    except (ValueError, RecursionError) as error:  # both TOMLDecodeError and UnicodeDecodeError are ValueErrors
-        raise BadFileError(f"{path} is not valid TOML: {error}.", hint="Mend that line.") from error
-
-
-def _check_keys(path: Path, prefix: str, table: Iterable[str], allowed: tuple[str, ...]) -> None:
-    for key in table:
-        if key not in allowed:
-            _bad(path, prefix + key, "is not known", _nearest(key, allowed))
-
-
-def _value(path: Path, key: str, value: object, wanted: Any) -> Any:
-    try:
-        return msgspec.convert(value, wanted)
-    except msgspec.ValidationError as error:
-        choices = _choices(wanted)
-        hint = _nearest(str(value), choices) if choices else "See the device file in the documentation."
-        return _bad(path, key, f"has a value that is not allowed ({error})", hint)
-
-
-def _choices(wanted: Any) -> tuple[str, ...]:
-    """Return the words a type allows, looking into what it is made of: `tuple[Literal["a", "b"], ...]` gives a, b."""
-    if get_origin(wanted) is Literal:
-        return get_args(wanted)
-    return tuple(word for part in get_args(wanted) for word in _choices(part))
-
-
-def _nearest(given: str, allowed: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(given, allowed, n=2)
-    meant = f"Did you mean {' or '.join(near)}? " if near else ""
-    return f"{meant}Allowed are: {', '.join(allowed)}."
-
-
-def _bad(path: Path, key: str, what: str, hint: str) -> NoReturn:
-    raise BadFileError(f"{path}: the key {key} {what}.", hint=hint)

@@ -136,7 +136,7 @@ DEFAULT_MIX: Final = (
         DeviceInfo(
             model="Raspberry Pi 4 Model B", model_code="BCM2711", form_factor="car", os_version="12",
             architectures=("arm64",), screen_inches=10.1, resolution=(1280, 800), density_dpi=149,
-            installer_kinds=("wheel",), free_bytes=12_000_000_000,
+            installer_kinds=("wheel",), python_version="3.11", libc="glibc 2.36", free_bytes=12_000_000_000,
         ),
     ),
     _linux(
@@ -145,7 +145,7 @@ DEFAULT_MIX: Final = (
         DeviceInfo(
             model="ThinkPad X1 Carbon Gen 11", model_code="21HM", form_factor="pc", os_version="12",
             architectures=("x86_64", "x86"), screen_inches=14.0, resolution=(1920, 1200), density_dpi=162,
-            installer_kinds=("deb", "wheel"), free_bytes=200_000_000_000,
+            installer_kinds=("deb", "wheel"), python_version="3.11", libc="glibc 2.36", free_bytes=200_000_000_000,
         ),
     ),
     _linux(

@@ -1,12 +1,15 @@
 """Detection over made-up system folders, and device files good and bad."""
 
+import platform
+import sys
 from pathlib import Path
 
 import pytest
+from packaging import tags
 
-from protocol.device import DeviceInfo
+from protocol.device import DeviceInfo, OsType
 from protocol.errors import BadFileError
-from terminal.detection import detect_device, load_device
+from terminal.detection import architectures_run, detect_device, load_device, musl_libc
 from terminal.installers import RunnerSettings
 
 EDID_34_BY_19_CM = bytes.fromhex("00ffffffffffff00") + bytes(13) + bytes([34, 19]) + bytes(105)
@@ -114,6 +117,75 @@ def test_free_bytes_are_those_of_a_folder_that_does_not_exist_yet(tmp_path: Path
 
 def test_this_very_machine_can_be_described() -> None:
     assert detect_device(Path("/")).model
+
+
+def test_the_python_and_libc_of_this_very_machine_are_those_it_takes_wheels_with() -> None:
+    device = detect_device(Path("/"))
+    if sys.implementation.name != "cpython" or platform.libc_ver()[0] != "glibc":
+        pytest.skip("this test knows CPython on glibc only")
+    assert device.python_version == ".".join(platform.python_version_tuple()[:2])
+    assert device.libc == " ".join(platform.libc_ver())
+    own = {str(tag) for tag in tags.sys_tags()}
+    assert f"cp{device.python_version.replace('.', '')}-none-linux_{platform.machine()}" in own
+
+
+def test_a_python_for_another_machine_than_the_device_is_not_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    assert detect(tmp_path, {}).python_version == ""
+
+
+@pytest.mark.parametrize(
+    ("says", "libc"),
+    [
+        ("musl libc (x86_64)\\nVersion 1.2.3\\nDynamic Program Loader", "musl 1.2"),
+        ("musl libc\\nVersion 1.1.24\\n", "musl 1.1"),
+        ("other\\nVersion 1.1.24\\n", ""),
+        ("musl libc\\n", ""),
+    ],
+)
+def test_musl_is_known_by_what_a_stand_in_for_its_loader_says(tmp_path: Path, says: str, libc: str) -> None:
+    loader = tmp_path / "lib" / "ld-musl-x86_64.so.1"
+    loader.parent.mkdir()
+    loader.write_text(f"#!/bin/sh\nprintf '{says}' >&2\nexit 1\n")
+    loader.chmod(0o755)
+    assert musl_libc(tmp_path) == libc
+    loader.chmod(0o644)
+    assert musl_libc(tmp_path) == ""
+
+
+@pytest.mark.skipif(not list(Path("/lib").glob("ld-musl-*.so.1")), reason="there is no musl here")
+def test_a_real_musl_says_its_version() -> None:
+    assert musl_libc(Path("/")).startswith("musl 1.")
+
+
+@pytest.mark.parametrize(
+    ("os_type", "machine", "version", "runs"),
+    [
+        ("windows", "AMD64", "10.0.19045", ("x86_64", "x86")),
+        ("windows", "ARM64", "10.0.22631", ("arm64", "x86_64", "x86")),
+        ("windows", "ARM64", "10.0.19045", ("arm64", "x86")),
+        ("windows", "ARM64", "", ("arm64", "x86")),
+        ("windows", "x86", "10.0.19045", ("x86",)),
+        ("macos", "arm64", "14.5", ("arm64",)),
+        ("macos", "x86_64", "14.5", ("x86_64",)),
+        ("linux", "x86_64", "", ("x86_64",)),
+        ("linux", "pdp11", "", ()),
+    ],
+)
+def test_a_system_runs_what_its_maker_says_beside_the_machines_own(
+    tmp_path: Path, os_type: OsType, machine: str, version: str, runs: tuple[str, ...]
+) -> None:
+    """By their documents: neither Windows nor macOS has run this."""
+    assert architectures_run(os_type, machine, version, tmp_path) == runs
+
+
+def test_a_mac_on_arm64_runs_x86_64_where_rosetta_is(tmp_path: Path) -> None:
+    rosetta = tmp_path / "Library/Apple/usr/share/rosetta/rosetta"
+    rosetta.parent.mkdir(parents=True)
+    rosetta.touch()
+    assert architectures_run("macos", "arm64", "14.5", tmp_path) == ("arm64", "x86_64")
 
 
 # --- the device file ----------------------------------------------------------------------------------------------
