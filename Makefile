@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 UV_COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header --quiet
 
-.PHONY: help setup demo serve test test-formats samples check format chaos bench lock vectors clean
+.PHONY: help setup demo serve test test-formats samples check format chaos bench bench-catalogue lock vectors clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -49,6 +49,9 @@ chaos: $(VENV)/development ## kill and break it thousands of times, count what i
 
 bench: $(VENV)/development ## measure this machine (minutes)
 	$(BIN)/python -m bench.figures $(ARGUMENTS)
+
+bench-catalogue: $(VENV)/development ## measure resolving in catalogues of up to a million installers (minutes; SIZES=1000)
+	$(BIN)/python -m bench.catalogue $(SIZES)
 
 lock: $(VENV)/development ## compile the locked lists anew
 	$(UV_COMPILE) --extra build -o requirements.lock
