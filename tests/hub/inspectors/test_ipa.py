@@ -100,7 +100,7 @@ def test_plistutil_reads_the_same_from_a_property_list(xml: bool, tmp_path: Path
         (None, "57", "57", "57"),
     ],
 )
-def test_builds_are_ordered_by_short_version_and_then_build(
+def test_builds_of_a_stand_in_are_ordered_by_short_version_and_then_build(
     short: str | None, build: str, version: str, sortable: str, save: Save
 ) -> None:
     facts = inspect(save(an_ipa({"CFBundleShortVersionString": short, "CFBundleVersion": build})))
@@ -118,11 +118,11 @@ def test_builds_are_ordered_by_short_version_and_then_build(
         (2, ("tablet",)),
     ],
 )
-def test_an_app_for_the_phone_runs_on_the_tablet_too(family: object, forms: tuple[str, ...], save: Save) -> None:
+def test_a_stand_in_for_the_phone_runs_on_the_tablet_too(family: object, forms: tuple[str, ...], save: Save) -> None:
     assert selector_of(save(an_ipa({"UIDeviceFamily": family}))).form_factors == forms
 
 
-def test_an_app_without_a_device_family_is_for_the_phone(save: Save) -> None:
+def test_a_stand_in_without_a_device_family_is_for_the_phone(save: Save) -> None:
     assert selector_of(save(an_ipa({"UIDeviceFamily": None}))).form_factors == ("phone", "tablet")
 
 
@@ -141,7 +141,7 @@ def test_an_app_without_a_device_family_is_for_the_phone(save: Save) -> None:
         ([], b"\xca\xfe\xba\xbe" + b"\xff" * 8188, ()),
     ],
 )
-def test_the_architectures_are_those_of_the_executable_that_the_capabilities_allow(
+def test_the_architectures_of_a_stand_in_are_those_of_its_executable_that_its_capabilities_allow(
     capabilities: list[str], program: bytes, architectures: tuple[str, ...], save: Save
 ) -> None:
     members = {f"{FOLDER}/Hello": program} if program else {}
@@ -149,7 +149,7 @@ def test_the_architectures_are_those_of_the_executable_that_the_capabilities_all
     assert selector_of(path).architectures == architectures
 
 
-def test_capabilities_in_a_dictionary_are_required_or_forbidden(save: Save) -> None:
+def test_capabilities_in_a_dictionary_of_a_stand_in_are_required_or_forbidden(save: Save) -> None:
     capabilities = {"telephony": True, "front-facing-camera": False, "armv7": True}
     selector = selector_of(save(an_ipa({"UIRequiredDeviceCapabilities": capabilities})))
     assert (selector.features_required, selector.features_forbidden) == (("telephony",), ("front-facing-camera",))
@@ -187,7 +187,7 @@ def test_two_apps_in_one_package_are_refused(save: Save) -> None:
     assert "more than one app" in refused(save(an_ipa(members={"Payload/B.app/Info.plist": b""}))).message
 
 
-def test_an_app_of_before_platforms_were_named_is_read(save: Save) -> None:
+def test_a_stand_in_of_before_platforms_were_named_is_read(save: Save) -> None:
     assert selector_of(save(an_ipa({"CFBundleSupportedPlatforms": None}))).os_types == ("ios",)
 
 

@@ -76,12 +76,12 @@ def test_a_stand_in_package_gives_its_facts(save: Save) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
-def test_a_manifest_in_another_encoding_is_read(encoding: str, save: Save) -> None:
+def test_a_manifest_in_another_encoding_is_read_in_a_stand_in(encoding: str, save: Save) -> None:
     text = a_manifest().decode().replace('encoding="utf-8"', f'encoding="{encoding.removesuffix("-sig")}"')
     assert inspect(save(a_package(text.encode(encoding)))).title == "Hello 你好"
 
 
-def test_of_a_logo_in_several_scales_the_largest_is_the_icon(save: Save) -> None:
+def test_of_a_logo_in_several_scales_the_largest_is_the_icon_of_a_stand_in(save: Save) -> None:
     manifest = a_manifest().replace(b"Store Logo", b"Logo")
     names = ("Assets/Logo.scale-100.png", "Assets/Logo.scale-400.png", "Assets/Logo.scale-400_altform-x.png")
     assert inspect(save(a_package(manifest, dict.fromkeys(names, b"")))).icon == names[1]
@@ -98,7 +98,7 @@ def test_of_a_logo_in_several_scales_the_largest_is_the_icon(save: Save) -> None
         ('ProcessorArchitecture="ARM64"', ("arm64",)),
     ],
 )
-def test_the_processor_of_a_package_gets_the_name_used_here(
+def test_the_processor_of_a_stand_in_gets_the_name_used_here(
     attribute: str, architectures: tuple[str, ...], save: Save
 ) -> None:
     path = save(a_package(a_manifest(architecture=attribute)))
@@ -117,21 +117,21 @@ def test_the_processor_of_a_package_gets_the_name_used_here(
         ('<TargetDeviceFamily Name="Windows.Desktop" MinVersion="soon"/>', "", ()),
     ],
 )
-def test_the_device_families_say_which_windows_is_needed(
+def test_the_device_families_of_a_stand_in_say_which_windows_is_needed(
     families: str, minimum: str, forms: tuple[str, ...], save: Save
 ) -> None:
     selector = inspect(save(a_package(a_manifest(families=families)))).selector
     assert (selector.os_version_minimum, selector.form_factors) == (minimum, forms)
 
 
-def test_a_package_of_the_time_of_windows_8_is_read(save: Save) -> None:
+def test_a_stand_in_of_the_time_of_windows_8_is_read(save: Save) -> None:
     manifest = a_manifest(families="").replace(
         b"</Package>", b"<Prerequisites><OSMinVersion>6.2.1</OSMinVersion></Prerequisites></Package>"
     )
     assert inspect(save(a_package(manifest))).selector.os_version_minimum == "6.2.1"
 
 
-def test_a_title_kept_as_a_resource_is_the_packages_name(save: Save) -> None:
+def test_a_title_kept_as_a_resource_is_the_name_of_a_stand_in(save: Save) -> None:
     assert inspect(save(a_package(a_manifest(title="ms-resource:appName")))).title == "Example.Hello"
 
 
@@ -186,7 +186,7 @@ def test_a_stand_in_bundle_gives_what_its_apps_say_together(method: int, save: S
     )
 
 
-def test_a_bundle_with_an_app_for_every_processor_fits_every_processor(save: Save) -> None:
+def test_a_stand_in_bundle_with_an_app_for_every_processor_fits_every_processor(save: Save) -> None:
     packages = {"hello.msix": a_package(), "any.msix": a_package(a_manifest(architecture=""))}
     assert inspect(save(a_bundle(packages))).selector.architectures == ()
 
