@@ -2,7 +2,7 @@
 
 Publishing goes: read the header in a process of its own, merge what was given, ask the rows whether it may go in, cut
 and store the object, then the rows. The object is on disk before its row exists, so a crash between the two leaves
-bytes that nothing names, never a row without bytes; what is refused leaves nothing at all.
+bytes that nothing names, never a row without bytes. What is refused leaves nothing, if the reason was there before.
 
 A release is yanked and a program retired with a mark: the resolver passes them over, what runs already keeps theirs.
 """
@@ -28,6 +28,7 @@ from hub.objects import Objects
 from hub.records import Alias, InstallerFacts, Program, Published, Release, StoredObject
 from hub.store import Row, Store, Transaction
 from hub.versions import compare_versions, version_sort_key
+from protocol import limits
 from protocol.device import OsType
 from protocol.errors import BadFileError, ConflictError, UnknownNameError, UsageError
 from protocol.messages import InstallerOffer
@@ -125,7 +126,7 @@ class Catalogue:
         Raises UnknownNameError for an unknown program, and where there is no such alias to remove; ConflictError where
         the name means another program.
         """
-        if not package.strip() or not package.isprintable():
+        if not package.strip() or not package.isprintable() or len(package) > limits.IDENTIFIER_CHARACTERS:
             raise UsageError(f"{package[:80]!r} is not a package name.")
 
         async def body(transaction: Transaction) -> dict[str, Any]:
@@ -277,13 +278,14 @@ def _pixels(resolution: tuple[int, int] | None) -> str:
 # --- inside a transaction: names ----------------------------------------------------------------------------------
 
 
-async def near_programs(transaction: Transaction, program: str) -> tuple[str, ...]:
-    """Return up to three programs whose names are close to `program`; retired ones are none.
+async def near_programs(transaction: Transaction, program: str, *, retired: bool = False) -> tuple[str, ...]:
+    """Return up to three programs whose names are close to `program`; `retired` ones only where they are asked for.
 
     Looked up by name, so the cost does not grow with the catalogue: the names one slip away, and the neighbours.
     """
     slips = _slips(program[:_NEAR_LENGTH].lower()) if len(program) <= _NEAR_LENGTH else set()
-    found = await transaction.rows("programs_near", program=program, slips=msgspec.json.encode(sorted(slips)).decode())
+    slips_json = msgspec.json.encode(sorted(slips)).decode()
+    found = await transaction.rows("programs_near", program=program, slips=slips_json, retired=retired)
     return tuple(difflib.get_close_matches(program, [row["program_id"] for row in found], n=3))
 
 
@@ -300,7 +302,7 @@ def _slips(word: str) -> set[str]:
 async def _program(transaction: Transaction, program: str) -> Row:
     row = await transaction.row("program", program_id=program)
     if row is None:
-        near = await near_programs(transaction, program)
+        near = await near_programs(transaction, program, retired=True)
         raise UnknownNameError(
             f"The catalogue has no program {program!r}.",
             near=near,

@@ -155,12 +155,13 @@ SELECT * FROM programs WHERE program_id = :program_id;
 
 -- name: programs_near
 SELECT program_id FROM (
-    SELECT program_id FROM programs WHERE program_id >= :program AND retired = 0 ORDER BY program_id LIMIT 100)
+    SELECT program_id FROM programs WHERE program_id >= :program AND retired <= :retired ORDER BY program_id LIMIT 100)
 UNION
 SELECT program_id FROM (
-    SELECT program_id FROM programs WHERE program_id < :program AND retired = 0 ORDER BY program_id DESC LIMIT 100)
+    SELECT program_id FROM programs WHERE program_id < :program AND retired <= :retired ORDER BY program_id DESC LIMIT 100)
 UNION
-SELECT p.program_id FROM json_each(:slips) s CROSS JOIN programs p ON p.program_id = s.value WHERE p.retired = 0;
+SELECT p.program_id FROM json_each(:slips) s CROSS JOIN programs p ON p.program_id = s.value
+WHERE p.retired <= :retired;
 
 -- name: programs_page
 SELECT p.program_id, p.title,

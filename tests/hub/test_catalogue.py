@@ -360,6 +360,8 @@ async def test_a_retired_program_is_not_listed_and_takes_no_new_file_until_it_is
         again = await publish(hub, tmp_path, "1.0")
         assert (again.new, again.retired) == (False, True)
         assert await contents(hub) == before
+        with pytest.raises(UnknownNameError, match="Did you mean hello"):
+            await hub.catalogue.restore("helo")
         await hub.catalogue.restore("hello")
         assert await listed(hub, asks) == {"hello": "1.0"}
 
