@@ -11,7 +11,7 @@ documentation; `AppxSignature.p7x` is a PKCS#7 message behind the four letters P
 
 import re
 from typing import Final
-from urllib.parse import unquote
+from urllib.parse import quote
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
@@ -200,7 +200,7 @@ def _architectures(root: Element) -> tuple[Architecture, ...]:
 def _icon(archive: Archive, logo: str) -> str:
     """Return the file of the logo; where there is only one for each scale, the largest scale's."""
     exact = _member(archive, logo)
-    stem, _, suffix = logo.replace("\\", "/").rpartition(".")
+    stem, _, suffix = _encoded(logo).rpartition(".")
     if exact or not stem:
         return exact
     scaled = [name for name in archive.members if name.startswith(f"{stem}.scale-") and name.endswith(f".{suffix}")]
@@ -209,11 +209,14 @@ def _icon(archive: Archive, logo: str) -> str:
 
 
 def _member(archive: Archive, path: str) -> str:
-    """Return the archive's name for a path of the manifest, "" when it has none: names there are percent-encoded."""
-    wanted = path.replace("\\", "/")
-    if wanted in archive.members:
-        return wanted
-    return next((name for name in archive.members if "%" in name and unquote(name) == wanted), "")
+    """Return the archive's name for a path of the manifest, "" when it has none."""
+    names = (path.replace("\\", "/"), _encoded(path))
+    return next((name for name in names if name in archive.members), "")
+
+
+def _encoded(path: str) -> str:
+    """Return a path of the manifest as the packaging tools name it in the archive."""
+    return quote(path.replace("\\", "/"), safe="/")
 
 
 def _signer_digest(archive: Archive) -> str:
