@@ -85,7 +85,8 @@ def publish(
         raise UsageError("Name the files to publish, or a folder with --watch.")
     options = {"program": program, "title": title, "channel": channel, "given": _given(selector)}
     if folder:
-        return _watch(folder, options, data, config_file, as_json)
+        _watch(folder, options, data, config_file, as_json)
+        return
     results = []
     for file in files:
         try:
@@ -101,7 +102,6 @@ def publish(
         click.echo(json.dumps(results, indent=2))
     if any("error" in result for result in results):
         sys.exit(1)
-    return None
 
 
 def _refusal(file: Path, error: LockstepError) -> dict[str, Any]:
