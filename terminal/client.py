@@ -278,7 +278,8 @@ class Client:
                 await self._rejoin(dials=True)
                 return await self._upload(file, file.request(program, title, channel), moved)
             except LockstepError as error:
-                if not is_passing(error) or loop.time() - moved_at > RESUME_SECONDS:
+                is_stuck = self._way is None and self._link.error is not None
+                if is_stuck or not is_passing(error) or loop.time() - moved_at > RESUME_SECONDS:
                     raise
             await asyncio.sleep(min(next(delays), RESUME_EVERY_SECONDS))
 

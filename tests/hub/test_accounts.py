@@ -1,11 +1,14 @@
 """Accounts and terminals: enrolling twice is once, names stay apart, passwords are right or wrong."""
 
+import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 
+from hub.cli import main
 from protocol import keys
-from protocol.errors import ConflictError, RefusedError, UsageError
+from protocol.errors import ConflictError, RefusedError, UnknownNameError, UsageError
 from tests.hub.rooms import PASSWORD, PC, add_account, add_terminal, enrol_message, open_rooms
 
 
@@ -87,3 +90,32 @@ async def test_a_name_that_means_something_else_is_refused(name: str, tmp_path: 
         account = await add_account(hub)
         with pytest.raises(UsageError, match="cannot be called"):
             await hub.accounts.enrol(account, enrol_message(name), "")
+
+
+async def test_nobody_may_publish_until_the_account_has_the_right_and_it_can_be_taken_back(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        ada = await add_account(hub)
+        await hub.accounts.add("eve", PASSWORD, may_publish=True)
+        assert [row.may_publish for row in await hub.accounts.listing()] == [False, True]
+        for allowed in (True, False):
+            await hub.accounts.allow_publishing("ada", allowed=allowed)
+            assert await hub.accounts.may_publish(ada) is allowed
+        assert not await hub.accounts.may_publish("a-nobody")
+        with pytest.raises(UnknownNameError) as caught:
+            await hub.accounts.allow_publishing("nobody", allowed=True)
+        assert caught.value.code == "unknown-account"
+
+
+def test_the_operator_gives_and_takes_the_right_and_sees_who_has_it(tmp_path: Path) -> None:
+    def hub(*arguments: str) -> Result:
+        return CliRunner().invoke(main, [*arguments, "--data", str(tmp_path / "hub")], input=f"{PASSWORD}\n")
+
+    assert hub("account", "add", "ada", "--password-stdin", "--may-publish").exit_code == 0
+    assert json.loads(hub("account", "deny", "ada", "publish", "--json").stdout) == {
+        "account": "ada", "may_publish": False,
+    }  # fmt: skip
+    assert hub("account", "list").stdout.split() == ["ACCOUNT", "TERMINALS", "MAY", "ada", "0", "-"]
+    assert "may publish now" in hub("account", "allow", "ada", "publish").stdout
+    assert hub("account", "list").stdout.split()[-1] == "publish"
+    assert hub("account", "allow", "ada", "fly").exit_code == 2
+    assert hub("account", "allow", "nobody", "publish").exit_code == 2

@@ -127,6 +127,27 @@ async def test_a_terminal_that_uploads_answers_and_is_answered_meanwhile(tmp_pat
         assert await listed(hub) == []
 
 
+async def test_deliveries_and_an_upload_share_a_socket_both_ways(tmp_path: Path) -> None:
+    async with publishing(tmp_path) as (hub, asks):
+        await hub.publish(make_installer(tmp_path, "deb", name="small", size=100_000))
+        async with raw_terminal(hub) as terminal:
+            await terminal.enrol("ada", name="Both")
+        async with raw_terminal(hub, like=terminal) as both:
+            await both.login()
+            upload = Upload(both, packed(tmp_path, size=1_000_000))
+            await upload.run(until=lambda sent: sent > 300_000)
+            await asks.say(messages.Sync(id=1, request_key="k", program="small", targets=(both.terminal,)))
+            offer = await both.hear(messages.Offer)
+            await both.say(messages.Want(delivery=offer.delivery, runs=(Run(0, offer.chunks),)))
+            assert (await both.hear(messages.Chunks)).object == offer.object
+            await both.say(messages.Progress(delivery=offer.delivery, frames=1, done=1))
+            again = Upload(both, upload.file, "u-2")
+            assert isinstance(await again.begin(), messages.Error), "the first upload goes on"
+            await both.say(messages.Withdraw(delivery="u-1"))
+            said = await Upload(both, upload.file, "u-3").run()
+            assert isinstance(said, messages.Published)
+
+
 # --- who may and when ---------------------------------------------------------------------------------------------
 
 
