@@ -7,14 +7,17 @@ is the other half and says what it may not do. It gets no path, only the file it
 
 import asyncio
 import os
+import selectors
 import signal
+import subprocess
 import sys
-from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import BinaryIO, Final
-from weakref import WeakKeyDictionary
+from typing import BinaryIO, Final, TypeVar
 
 import msgspec
 
@@ -27,32 +30,46 @@ from protocol.limits import KIB, MIB
 WORKERS: Final = 2
 WALL_SECONDS: Final = 10.0
 ANSWER_BYTES: Final = 256 * KIB
-_END_SECONDS: Final = 5.0
 FAILED: Final = "inspection-failed"
+_LOOK_EVERY_SECONDS: Final = 0.1  # whether whoever asked has gone
+_END_SECONDS: Final = 5.0  # one that waits for a broken disk ends when the disk answers
 
 # `site` is left out and the paths are handed over: that halves the start, and the worker imports what the hub imports.
 _PROGRAM: Final = (
     "import gc, sys; gc.disable(); sys.path[:] = sys.argv[1:-2]; from hub.inspectors.worker import main; main()"
 )
-_ROOM: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore]] = WeakKeyDictionary()
+# Threads of their own, each with one worker: asyncio's own child processes never end when their start is cancelled.
+_THREADS: Final = ThreadPoolExecutor(WORKERS, thread_name_prefix="inspection")
+
+T = TypeVar("T")
 
 
 async def inspect_safely(path: Path, name: str = "") -> Inspected:
     """Return what is known of the installer at `path` and of its sidecar beside it, read in a process of its own.
 
     `name` is the file's original name where `path` is a stored copy; the sidecar is the file called as `path` is, with
-    `.lockstep.toml` behind. At most WORKERS run at once on one event loop; further callers wait.
+    `.lockstep.toml` behind. At most WORKERS run at once; further callers wait.
 
     Raises BadFileError for a file that cannot be read, is damaged or of an unknown format, with the code
     `inspection-failed` where its reader crashed or exceeded a limit; ConflictError where the sidecar contradicts the
     file; UnavailableError when this machine cannot start the process.
     """
-    shown = (name or path.name or str(path)).replace("\0", "")
-    with told_of(shown), open_installer(path) as file, _sidecar(path) as beside:
+    return await in_turn(lambda gone: _inspect(path, (name or path.name or str(path)).replace("\0", ""), gone))
+
+
+async def in_turn(work: Callable[[threading.Event], T]) -> T:
+    """Return what `work` does in one of the WORKERS threads; the event is set when whoever asked has gone."""
+    gone = threading.Event()
+    try:
+        return await asyncio.get_running_loop().run_in_executor(_THREADS, work, gone)
+    finally:
+        gone.set()
+
+
+def _inspect(path: Path, name: str, gone: threading.Event) -> Inspected:
+    with told_of(name), open_installer(path) as file, _sidecar(path) as beside:
         descriptor = beside.fileno() if beside else None
-        async with _room():
-            answer = await ask_worker(worker_command(shown, descriptor), file.fileno(), descriptor)
-        return found_in(answer)
+        return found_in(ask_worker(worker_command(name, descriptor), file.fileno(), descriptor, gone=gone))
 
 
 def worker_command(name: str, sidecar: int | None = None) -> list[str]:
@@ -62,34 +79,40 @@ def worker_command(name: str, sidecar: int | None = None) -> list[str]:
     return [sys.executable, "-I", "-S", "-X", "utf8", "-c", _PROGRAM, *paths, beside, name]
 
 
-async def ask_worker(
-    command: Sequence[str], installer: int, sidecar: int | None = None, seconds: float = WALL_SECONDS
+def ask_worker(
+    command: Sequence[str],
+    installer: int,
+    sidecar: int | None = None,
+    *,
+    seconds: float = WALL_SECONDS,
+    gone: threading.Event | None = None,
 ) -> bytes:
     """Run `command` with the descriptor `installer` as its standard input and return what it writes.
 
-    Raises BadFileError, code `inspection-failed`, when it does not end well within `seconds`.
+    Raises BadFileError, code `inspection-failed`, when it does not end well within `seconds` or `gone` is set.
     """
-    process = await _start(command, installer, () if sidecar is None else (sidecar,))
+    deadline = time.monotonic() + seconds
+    process = _start(command, installer, () if sidecar is None else (sidecar,))
     try:
-        async with asyncio.timeout(seconds):
-            answer = await _read(process)
-            status = await process.wait()
-    except TimeoutError:
+        answer = _read(process, deadline, gone or threading.Event())
+        status = process.wait(max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
         raise _failed(f"it was not read within {seconds:g} s.") from None
     finally:
-        await _end(process)
+        _end(process)
     if status != 0:
         raise _failed(_words(status))
     return answer
 
 
-async def _start(command: Sequence[str], installer: int, descriptors: tuple[int, ...]) -> Process:
+def _start(command: Sequence[str], installer: int, descriptors: tuple[int, ...]) -> subprocess.Popen[bytes]:
     try:
-        return await asyncio.create_subprocess_exec(
-            *command,
+        return subprocess.Popen(
+            command,
+            bufsize=0,
             stdin=installer,
-            stdout=PIPE,
-            stderr=DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
             pass_fds=descriptors,
             cwd="/",
             env={},
@@ -110,29 +133,33 @@ def _sidecar(path: Path) -> AbstractContextManager[BinaryIO | None]:
         return open_installer(beside)
 
 
-def _room() -> asyncio.Semaphore:
-    """The places for workers on this event loop; a hub runs on one."""
-    return _ROOM.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(WORKERS))
-
-
-async def _read(process: Process) -> bytes:
+def _read(process: subprocess.Popen[bytes], deadline: float, gone: threading.Event) -> bytes:
+    """Return all the worker writes until it closes its output. Raises TimeoutExpired and BadFileError."""
     assert process.stdout is not None
     received = bytearray()
-    while part := await process.stdout.read(64 * KIB):
-        received += part
-        if len(received) > ANSWER_BYTES:
-            raise _failed(f"its reader's answer has more than {ANSWER_BYTES} bytes.")
-    return bytes(received)
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while time.monotonic() < deadline and not gone.is_set():
+            if not selector.select(_LOOK_EVERY_SECONDS):
+                continue
+            part = os.read(process.stdout.fileno(), 64 * KIB)
+            received += part
+            if not part:
+                return bytes(received)
+            if len(received) > ANSWER_BYTES:
+                raise _failed(f"its reader's answer has more than {ANSWER_BYTES} bytes.")
+    raise subprocess.TimeoutExpired(process.args, 0)
 
 
-async def _end(process: Process) -> None:
-    """Kill the worker and all it may have started, and see it off; also when the caller is cancelled meanwhile."""
-    if process.returncode is None:
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill the worker and all it may have started, and see it off."""
+    if process.poll() is None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        with suppress(TimeoutError):  # one that waits for a broken disk ends when the disk answers
-            async with asyncio.timeout(_END_SECONDS):
-                await asyncio.shield(asyncio.ensure_future(process.communicate()))
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_END_SECONDS)
+    if process.stdout is not None:
+        process.stdout.close()
 
 
 def found_in(answer: bytes) -> Inspected:

@@ -1,8 +1,14 @@
 #!/bin/sh
-# The independent readers that tests compare Lockstep's own with, and strace and faketime, which cut the power, fill disks
-# and step clocks for them. Installs them where it may; elsewhere names the command.
+# The formats' own tools and independent readers that tests compare Lockstep's own with, and strace and faketime, which
+# cut the power, fill disks and step clocks for them. Installs them where it may; elsewhere names the command.
+# `tools.sh formats` adds what only `make test-formats` needs.
+pairs="dpkg-deb:dpkg aapt:aapt aapt2:aapt apksigner:apksigner zipalign:zipalign strace:strace faketime:faketime
+    rpmbuild:rpm gpg:gpg openssl:openssl plistutil:libplist-utils wixl:wixl msiinfo:msitools makensis:nsis
+    osslsigncode:osslsigncode x86_64-w64-mingw32-windres:binutils-mingw-w64-x86-64"
+[ "$1" = formats ] && pairs="$pairs npm:npm java:default-jre-headless zip:zip unzip:unzip exiftool:libimage-exiftool-perl
+    flatpak:flatpak bsdtar:libarchive-tools mksquashfs:squashfs-tools"
 missing=""
-for pair in dpkg-deb:dpkg aapt:aapt aapt2:aapt apksigner:apksigner zipalign:zipalign strace:strace faketime:faketime; do
+for pair in $pairs; do
     command -v "${pair%%:*}" >/dev/null 2>&1 || missing="$missing ${pair##*:}"
 done
 [ -e /usr/share/android-framework-res/framework-res.apk ] || missing="$missing android-framework-res"

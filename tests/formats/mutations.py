@@ -17,7 +17,8 @@ from typing import Final
 
 EXTREMES: Final = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFF_FFFF, 0x8000_0000, 0xFFFF_FFFE, 0xFFFF_FFFF)
 EDGE_BYTES: Final = 4096  # where headers and directories lie: at the start and at the end
-INNER_BYTES: Final = 1 << 20
+MEMBER_BYTES: Final = 1 << 20  # of what inspectors read
+KIB: Final = 1024  # other members only stand for themselves: small ones do
 
 Mutation = Callable[[random.Random, bytes, Sequence[bytes]], bytes]
 
@@ -113,7 +114,10 @@ def _inside(chance: random.Random, content: bytes, others: Sequence[bytes]) -> b
 def _inside_zip(chance: random.Random, content: bytes) -> bytes | None:
     """Damage one small member, or a member's name, and write the archive anew."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        members = [(info.filename, archive.read(info)) for info in archive.infolist() if info.file_size <= INNER_BYTES]
+        small = [
+            info for info in archive.infolist() if info.file_size <= (MEMBER_BYTES if _tells(info.filename) else KIB)
+        ]
+        members = [(info.filename, archive.read(info)) for info in small]
     if not members:
         return None
     chosen = chance.randrange(len(members))
@@ -141,7 +145,7 @@ def _zip(members: list[tuple[str, bytes]], method: int) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", method, compresslevel=1) as archive:
         for name, body in members:
-            archive.writestr(zipfile.ZipInfo(name[:60_000]), body, method)
+            archive.writestr(zipfile.ZipInfo(name[:10_000]), body, method)
     return buffer.getvalue()
 
 

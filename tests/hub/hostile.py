@@ -30,10 +30,10 @@ def memory() -> Inspected:
     return Inspected(facts=FACTS) if bytearray(600 << 20) else got_away()
 
 
-def many_small_things() -> Inspected:
+def many_lists() -> Inspected:
     kept: list[list[int]] = []
     while True:
-        kept.append([0] * 1000)
+        kept.append([0] * 50_000)
 
 
 def endless_loop() -> Inspected:
@@ -124,7 +124,7 @@ def absurd_facts() -> Inspected:
 DEEDS: dict[str, Callable[[], Inspected]] = {
     one.__name__: one
     for one in (
-        got_away, memory, many_small_things, endless_loop, long_sleep, crash, deep_recursion, open_file, open_socket,
+        got_away, memory, many_lists, endless_loop, long_sleep, crash, deep_recursion, open_file, open_socket,
         make_pipe, start_program, fork, write_file, raise_limits, become_root, say_who, babble, nonsense, silence,
         absurd_facts,
     )
