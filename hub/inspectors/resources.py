@@ -21,7 +21,7 @@ from protocol.limits import MIB
 
 TABLE: Final = "resources.arsc"
 TABLE_BYTES: Final = 32 * MIB
-CHUNKS: Final = 32_768  # Android's own table, the largest there is, has 4,000
+CHUNKS: Final = 16_384  # Android's own table, the largest there is, has 4,000
 FILES: Final = 64  # of one icon; there are six usual densities
 HOPS: Final = 4  # a resource may only name another one, and in a hostile table itself
 

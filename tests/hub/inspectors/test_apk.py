@@ -230,6 +230,25 @@ def test_a_manifest_may_not_hold_a_second_string_table_nor_more_elements_than_th
 
 
 # --- damage ---
+def test_a_resource_table_of_more_parts_than_the_limit_and_one_out_of_order_hold_nothing() -> None:
+    def table(parts: bytes) -> resources.Table:
+        content = a_zip({resources.TABLE: struct.pack("<HHII", 2, 12, 12 + len(parts), 1) + parts})
+        return resources.Table.of(zips.Archive.open(io.BytesIO(content), len(content)))
+
+    pool = struct.pack("<HHIIIIIIIBB2s", 1, 28, 36, 1, 0, 1 << 8, 32, 0, 0, 1, 1, b"x\0")
+    sizes = struct.pack("<BBHIII", 1, 0, 0, 1, 20 + 28 + 4, 28)  # one entry, behind a configuration of 28 bytes
+    entry = struct.pack("<24xIHHIHBBI", 0, 8, 0, 0, 8, 0, 3, 0)  # at 0: the text 0
+    of_a_type = struct.pack("<HHI", 0x0201, 48, 8 + len(sizes) + len(entry)) + sizes + entry
+    empty = struct.pack("<HHI", 0x0999, 8, 8)
+
+    def package(parts: bytes) -> bytes:
+        return struct.pack("<HHII", 0x0200, 12, 12 + len(parts), 0x7F) + parts
+
+    assert table(pool + package(of_a_type)).text(0x7F010000) == "x"
+    assert table(pool + of_a_type + package(b"")).text(0x7F010000) == ""
+    assert table(pool + package(empty * resources.CHUNKS + of_a_type)).text(0x7F010000) == ""
+
+
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), min_size=1, max_size=6))
 def test_whatever_bytes_of_a_manifest_are_changed_it_is_facts_or_a_refusal(
