@@ -1,7 +1,9 @@
 """Matching: its laws by property tests, every field at its limit and just past it, all rules, forecasts, sentences."""
 
+import re
 import time
 from itertools import permutations
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -857,3 +859,14 @@ def test_a_thousand_candidates_take_well_under_fifty_milliseconds(api_level: int
         match(PHONE, pool)
         spent.append(time.process_time() - start)
     assert min(spent) < 0.050
+
+
+def test_the_document_tells_every_check_rule_and_forecast_in_the_order_of_the_code() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "matching.md").read_text()
+    assert re.findall(r"^\| `([a-z_]+)` \| [^|]*\| [^|]*\|$", text, re.MULTILINE)[: len(CHECKS) + 1] == [
+        "version",
+        *CHECKS,
+    ]
+    assert re.findall(r"^[0-9]+\. \*\*(.+?)\*\*", text, re.MULTILINE) == [rule.name for rule in RULES]
+    told = re.findall(r"^\| `([a-z-]+)` \| .* \| (?:yes|no|unless .*) \|$", text, re.MULTILINE)
+    assert told == ["signer", "narrower", "downgrade", "no-space", "kind-unknown"]
