@@ -76,7 +76,9 @@ async def test_a_sidecar_comes_with_the_file_and_says_what_it_does_for_the_opera
         assert (said.program, said.fits) == ("greeter", "linux, arm64")
 
 
-async def test_of_bytes_that_are_published_already_nothing_goes_up(tmp_path: Path) -> None:
+async def test_of_bytes_that_are_published_already_nothing_goes_up_and_another_program_is_a_conflict(
+    tmp_path: Path,
+) -> None:
     file = packed(tmp_path)
     async with publishing(tmp_path) as (hub, terminal):
         await hub.publish(tmp_path / file.name)
@@ -84,6 +86,8 @@ async def test_of_bytes_that_are_published_already_nothing_goes_up(tmp_path: Pat
         said = await again.run()
         assert isinstance(said, messages.Published) and not said.new
         assert again.sent_bytes == 0
+        refused = await Upload(terminal, file, "u-2").run(program="other")
+        assert isinstance(refused, messages.Refused) and refused.reason == "conflict"
         assert await listed(hub) == [file.name]
 
 
@@ -117,16 +121,6 @@ async def test_two_terminals_of_two_accounts_upload_the_same_file_and_never_meet
         assert await listed(hub) == [file.name]
 
 
-async def test_a_terminal_that_uploads_answers_and_is_answered_meanwhile(tmp_path: Path) -> None:
-    async with publishing(tmp_path) as (hub, terminal):
-        upload = Upload(terminal, packed(tmp_path, size=1_000_000))
-        await upload.run(until=lambda sent: sent > 300_000)
-        await terminal.say(messages.Programs(id=9))
-        async with asyncio.timeout(5):
-            assert (await terminal.hear(messages.ProgramsResult)).re == 9
-        assert await listed(hub) == []
-
-
 async def test_deliveries_and_an_upload_share_a_socket_both_ways(tmp_path: Path) -> None:
     async with publishing(tmp_path) as (hub, asks):
         await hub.publish(make_installer(tmp_path, "deb", name="small", size=100_000))
@@ -141,27 +135,23 @@ async def test_deliveries_and_an_upload_share_a_socket_both_ways(tmp_path: Path)
             await both.say(messages.Want(delivery=offer.delivery, runs=(Run(0, offer.chunks),)))
             assert (await both.hear(messages.Chunks)).object == offer.object
             await both.say(messages.Progress(delivery=offer.delivery, frames=1, done=1))
-            again = Upload(both, upload.file, "u-2")
-            assert isinstance(await again.begin(), messages.Error), "the first upload goes on"
+            await both.say(messages.Programs(id=9))
+            assert (await both.hear(messages.ProgramsResult)).re == 9
+            assert isinstance(await Upload(both, upload.file, "u-2").begin(), messages.Error), "the first one goes on"
             await both.say(messages.Withdraw(delivery="u-1"))
-            said = await Upload(both, upload.file, "u-3").run()
-            assert isinstance(said, messages.Published)
+            assert isinstance(await Upload(both, upload.file, "u-3").run(), messages.Published)
 
 
 # --- who may and when ---------------------------------------------------------------------------------------------
 
 
-async def test_an_account_without_the_right_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+async def test_the_right_is_asked_for_at_the_beginning_and_once_more_at_the_end(tmp_path: Path) -> None:
     async with publishing(tmp_path) as (hub, terminal):
         await hub.hub.accounts.allow_publishing("ada", allowed=False)
         said = await Upload(terminal, packed(tmp_path)).run()
         assert isinstance(said, messages.Error)
-        assert (said.code, said.re) == ("not-allowed", 7)
-        assert left_behind(hub) == []
-
-
-async def test_a_right_that_is_taken_back_meanwhile_stops_the_publish_at_its_end(tmp_path: Path) -> None:
-    async with publishing(tmp_path) as (hub, terminal):
+        assert (said.code, said.re, left_behind(hub)) == ("not-allowed", 7, [])
+        await hub.hub.accounts.allow_publishing("ada", allowed=True)
         upload = Upload(terminal, packed(tmp_path))
         assert isinstance(await upload.begin(), messages.PublishAccepted)
         await hub.hub.accounts.allow_publishing("ada", allowed=False)
@@ -237,6 +227,12 @@ async def test_a_request_that_lies_is_refused_and_leaves_nothing(tmp_path: Path)
             assert isinstance(said, messages.Refused), lie
             assert said.reason == code, lie
             assert (await listed(hub), left_behind(hub)) == ([], []), lie
+        # Every chunk says it is as large as can be and stored in one byte: what the manifest promises cannot come.
+        file.manifest = chunks.Manifest.of([chunks.Entry(hashlib.sha256(b"x").digest(), 262_144, 1)] * 100)
+        file.pack = bytes(100)
+        said = await Upload(terminal, file, "a bomb").run()
+        assert isinstance(said, messages.Refused) and said.reason == "wrong-digest"
+        assert (await listed(hub), left_behind(hub)) == ([], [])
 
 
 def wrong_frames(file: PackedFile) -> dict[str, messages.Chunks]:
@@ -262,16 +258,10 @@ async def test_a_wrong_frame_ends_the_upload_and_nothing_else(tmp_path: Path) ->
             reason = (await terminal.hear(messages.Refused)).reason
             assert reason == ("wrong-digest" if name == "damaged" else "bad-transfer"), name
             assert left_behind(hub) == [], name
-        assert isinstance(await Upload(terminal, file, "right").run(), messages.Published)
-
-
-async def test_frames_before_the_manifest_is_whole_end_the_upload(tmp_path: Path) -> None:
-    file = packed(tmp_path)
-    async with publishing(tmp_path) as (_, terminal):
-        await Upload(terminal, file).begin()
+        await Upload(terminal, file, "early").begin()
         await terminal.say(file.frame(Run(0, 1)), *file.pages())  # the page comes late then: passed over
         assert (await terminal.hear(messages.Refused)).reason == "bad-transfer"
-        assert isinstance(await Upload(terminal, file, "u-2").run(), messages.Published)
+        assert isinstance(await Upload(terminal, file, "right").run(), messages.Published)
 
 
 async def test_what_nobody_asked_for_ends_the_connection(tmp_path: Path) -> None:
@@ -308,15 +298,6 @@ async def test_a_file_that_the_inspector_refuses_is_refused_in_its_words_and_lea
         assert (await listed(hub), left_behind(hub)) == ([], [])
 
 
-async def test_a_file_of_another_program_id_than_it_was_published_as_is_a_conflict(tmp_path: Path) -> None:
-    file = packed(tmp_path)
-    async with publishing(tmp_path) as (hub, terminal):
-        await hub.publish(tmp_path / file.name)
-        said = await Upload(terminal, file).run(program="other")
-        assert isinstance(said, messages.Refused) and said.reason == "conflict"
-        assert await listed(hub) == [file.name]
-
-
 async def test_a_name_that_is_none_is_refused(tmp_path: Path) -> None:
     file = packed(tmp_path, size=1_000)
     async with publishing(tmp_path) as (hub, terminal):
@@ -326,30 +307,13 @@ async def test_a_name_that_is_none_is_refused(tmp_path: Path) -> None:
             assert left_behind(hub) == []
 
 
-async def test_a_lie_about_the_stored_size_does_not_get_past_the_manifest(tmp_path: Path) -> None:
-    """Every chunk says it is as large as can be and stored in one byte: what the manifest promises cannot come."""
-    file = packed(tmp_path)
-    entries = [chunks.Entry(hashlib.sha256(b"x").digest(), 262_144, 1)] * 100
-    file.manifest = chunks.Manifest.of(entries)
-    file.pack = b"\0" * 100
-    async with publishing(tmp_path) as (hub, terminal):
-        said = await Upload(terminal, file).run()
-        assert isinstance(said, messages.Refused) and said.reason == "wrong-digest"
-        assert left_behind(hub) == []
-
-
 # --- room ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("settings", "code"), [({"store_bytes": 300_000}, "store-full"), ({"disk_reserve_bytes": 2**60}, "disk-full")]
-)
-async def test_without_room_an_upload_is_refused_before_it_begins(
-    settings: dict[str, int], code: str, tmp_path: Path
-) -> None:
-    async with publishing(tmp_path, **settings) as (hub, terminal):
+async def test_without_room_among_the_objects_an_upload_is_refused_before_it_begins(tmp_path: Path) -> None:
+    async with publishing(tmp_path, store_bytes=300_000) as (hub, terminal):
         said = await Upload(terminal, packed(tmp_path)).run()
-        assert isinstance(said, messages.Error) and said.code == code
+        assert isinstance(said, messages.Error) and said.code == "store-full"
         assert left_behind(hub) == []
 
 
@@ -358,6 +322,8 @@ async def test_a_disk_that_is_full_before_the_file_has_come_refuses_it_and_is_fr
     file = packed(tmp_path, size=3_000_000)
     with small_disk(tmp_path / "hub", 12_000_000) as disk:
         async with publishing(tmp_path) as (hub, terminal):
+            too_large = await Upload(terminal, packed(tmp_path, size=7_000_000, name="large")).run()
+            assert isinstance(too_large, messages.Error) and too_large.code == "disk-full", "its pack would not fit"
             upload = Upload(terminal, file)
             await upload.run(until=lambda sent: sent > 200_000)
             filler = disk / "filler"
