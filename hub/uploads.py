@@ -255,8 +255,10 @@ class Uploads:
             options = PublishOptions(program=request.program, title=request.title, channel=request.channel)
             published = await self._catalogue.publish(upload.file, options, request.file_name)
         except LockstepError as error:
-            log.info("%s (%s) of %s: %s was refused: %s",
-                     me.name, me.terminal_id, me.account_name, request.file_name, error)  # fmt: skip
+            log.info(
+                "%s (%s) of %s: %s was refused: %s: %r",  # what a file says may hold anything
+                me.name, me.terminal_id, me.account_name, request.file_name, error.code, error.message,
+            )  # fmt: skip
             await self._let_go(upload, discard=not isinstance(error, UnavailableError))
             raise
         log.info(

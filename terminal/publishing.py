@@ -34,6 +34,7 @@ def publish(place: Place, files: tuple[Path, ...], program: str, title: str, cha
 
 
 async def _publish(place: Place, files: tuple[Path, ...], options: dict[str, str]) -> int:
+    from terminal.tables import printable
     from terminal.targets import ExitCode
 
     rows: list[dict[str, Any]] = []
@@ -41,19 +42,20 @@ async def _publish(place: Place, files: tuple[Path, ...], options: dict[str, str
         for file in files:
             try:
                 rows.append(_row(file, await _publish_one(place, client, file, options)))
-            except (NotLoggedInError, UnavailableError):
-                raise
             except LockstepError as error:
-                if len(files) == 1:
+                is_over = isinstance(error, (NotLoggedInError, UnavailableError))  # for the others as well
+                if len(files) == 1 or (is_over and not rows):
                     raise
                 rows.append({"file": str(file), "error": {"code": error.code, "message": error.message}})
-                click.echo(f"Error: {file}: {error}", err=True)
+                click.echo(printable(f"Error: {file}: {error}"), err=True)
+                if is_over:
+                    break
     if place.as_json:
         place.show({"files": rows}, "")
-    failed = sum("error" in row for row in rows)
-    if not failed:
+    published = sum("error" not in row for row in rows)
+    if published == len(files):
         return ExitCode.DONE
-    return ExitCode.FAILED if failed == len(rows) else ExitCode.PARTLY
+    return ExitCode.PARTLY if published else ExitCode.FAILED
 
 
 async def _publish_one(place: Place, client: "Client", file: Path, options: dict[str, str]) -> "Published":
