@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from tests.formats.standins import appx_manifest
+from tests.formats.standins import PLIST, appx_manifest
 
 DEMO: Final = Path(__file__).parents[2] / "hub" / "demo" / "installers"
 DEB: Final = DEMO / "hello-lockstep_1.0.0-1_all.deb"
@@ -184,6 +184,7 @@ LAUGHS: Final = (
     + b"".join(f'<!ENTITY {chr(98 + n)} "{f"&{chr(97 + n)};" * 10}">'.encode() for n in range(12))
     + b"]><Package>&m;</Package>"
 )
+PLIST_IPA: Final = a_zip({"Payload/Built.app/Info.plist": PLIST.encode()})
 MSIX: Final = {"AppxManifest.xml": appx_manifest("x64").encode()}
 
 QUICK: Final[dict[str, BadFile]] = {

@@ -237,6 +237,10 @@ def authenticode_signer(file: Path) -> str:
 def exe(file: Path) -> Said:
     (found,) = json.loads(run("exiftool", "-json", "-api", "StructFormat=JSON", file))
     said: dict[str, object] = {"os_types": ("windows",), "signer_digest": authenticode_signer(file)}
+    subsystem = str(found["SubsystemVersion"])
+    said["os_version_minimum"] = (
+        subsystem if float(subsystem) > 4.0 else ""
+    )  # each Windows since 1996 is newer than 4.0
     if not _is_dotnet(file):
         said["architectures"] = (MACHINES[found["MachineType"]],)
     if name := str(found.get("ProductName", "")).strip():
