@@ -4,6 +4,7 @@ Costs are counted in steps of SQLite's virtual machine (sqlite3_progress_handler
 every machine and at every load. A query that lost its index takes seven times as many here.
 """
 
+import contextlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from bench.catalogue import devices, fill, program_name
+from bench.catalogue import devices, fill, program_name, steps
 from hub.app import Hub
 from hub.catalogue import PublishOptions
 from hub.records import Terminal
@@ -39,22 +40,12 @@ class Catalogue:
 
     async def steps(self, act: Callable[["Catalogue"], Awaitable[object]]) -> int:
         """Return the steps SQLite takes for what `act` does."""
-        steps = 0
 
-        def count() -> int:
-            nonlocal steps
-            steps += 1
-            return 0
+        async def acted() -> None:
+            with contextlib.suppress(UnknownNameError):
+                await act(self)
 
-        connection = self.hub.store._connection
-        await connection.set_progress_handler(count, 1)
-        try:
-            await act(self)
-        except UnknownNameError:
-            pass
-        finally:
-            await connection.set_progress_handler(None, 0)  # type: ignore[arg-type]
-        return steps
+        return await steps(self.hub, acted)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
