@@ -26,7 +26,7 @@ test: $(VENV)/development check ## everything CI runs: format, lint, types, test
 	@sh tests/tools.sh
 	$(BIN)/python -m pytest $(ARGUMENTS)
 
-test-formats: $(VENV)/development ## read real, built, stand-in and damaged installers of every format (CASES=2000 SEED=1)
+test-formats: $(VENV)/development ## read real, built, stand-in and damaged installers of every format (CASES=4000 SEED=1)
 	@sh tests/tools.sh formats
 	@$(BIN)/python -m tests.formats.samples || true
 	$(if $(CASES),CASES=$(CASES)) $(if $(SEED),SEED=$(SEED)) $(BIN)/python -m pytest -m formats tests/formats $(ARGUMENTS)
