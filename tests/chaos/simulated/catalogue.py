@@ -85,7 +85,8 @@ def fill(connection: sqlite3.Connection) -> None:
         )  # fmt: skip
         size = one.manifest.size
         add("add_object", digest=one.digest, size=size, stored_size=size, chunks=one.manifest.count)
-        add("add_release", program_id=one.program, version=one.version, version_key=version_sort_key(one.version))
+        key = version_sort_key(one.version)
+        add("add_release", program_id=one.program, version=one.version, version_key=key, channel="stable")
         add(
             "add_installer", digest=one.digest, program_id=one.program, version=one.version, kind="deb",
             package_name=one.program, file_version=one.version, file_name=f"{one.program}.deb",
