@@ -29,7 +29,7 @@ INSTALLERS = sorted(file for file in DEMO.iterdir() if file.suffix in (".apk", "
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="the system does not say, or does not limit it")
 
 
-def answer_to(deed: str, tmp_path: Path, seconds: float = 10.0, gone: threading.Event | None = None) -> object:
+def answer_to(deed: str, tmp_path: Path, seconds: float = 60.0, gone: threading.Event | None = None) -> object:
     """What the hub makes of a worker that does `deed`."""
     file = tmp_path / "installer"
     file.write_bytes(b"content")
@@ -41,7 +41,7 @@ def answer_to(deed: str, tmp_path: Path, seconds: float = 10.0, gone: threading.
         os.close(descriptor)
 
 
-def refusal(deed: str, tmp_path: Path, seconds: float = 10.0) -> BadFileError:
+def refusal(deed: str, tmp_path: Path, seconds: float = 60.0) -> BadFileError:
     with pytest.raises(BadFileError) as caught:
         answer_to(deed, tmp_path, seconds)
     return caught.value
