@@ -13,6 +13,7 @@ import ctypes
 import os
 import pwd
 import resource
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -39,6 +40,7 @@ _LIMITS: Final = (
 )
 # Python loads a codec when it is first asked for, which is too late here: those the readers use, and `zipfile`.
 _CODECS: Final = ("ascii", "cp437", "cp1252", "latin-1", "utf-8-sig", "utf-16", "utf-16-be", "utf-16-le")
+_SET_SIGNAL_OF_PARENTS_DEATH: Final = 1  # prctl(2): a hub that is killed takes its workers with it
 _SET_NO_NEW_PRIVILEGES: Final = 38  # prctl(2): from here on no program started gains rights
 _NOBODY: Final = 65_534
 
@@ -85,8 +87,6 @@ def give_up_rights() -> None:
     for codec in _CODECS:
         codecs.lookup(codec)
     _limit_memory()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_SET_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
     nobody = _nobody()
     for which, soft, hard in _LIMITS:
         _limit(which, soft, hard)
@@ -95,6 +95,10 @@ def give_up_rights() -> None:
             os.setgroups([])
             os.setgid(nobody[1])
             os.setuid(nobody[0])
+    if sys.platform == "linux":  # last, for who becomes someone else is no longer told of the hub's end
+        control = ctypes.CDLL(None).prctl
+        control(_SET_SIGNAL_OF_PARENTS_DEATH, signal.SIGKILL, 0, 0, 0)
+        control(_SET_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
 
 
 def _limit_memory() -> None:

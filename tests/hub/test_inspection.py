@@ -8,6 +8,7 @@ import contextlib
 import os
 import resource
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -57,10 +58,18 @@ def windows_program() -> bytes:
 
 def children() -> set[int]:
     """The processes this one has started and not yet seen off; none where the system does not say."""
-    tasks = Path("/proc/self/task")
+    return children_of(os.getpid())
+
+
+def children_of(pid: int) -> set[int]:
+    tasks = Path(f"/proc/{pid}/task")
     if not tasks.exists():
         return set()
-    return {int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text().split()}
+    return {int(child) for task in tasks.iterdir() for child in (task / "children").read_text().split()}
+
+
+def statuses(pid: int) -> list[str]:
+    return [Path(f"/proc/{child}/status").read_text() for child in children_of(pid)]
 
 
 def test_the_deeds_run_at_all(tmp_path: Path) -> None:
@@ -156,6 +165,23 @@ async def test_a_worker_is_killed_and_seen_off_when_whoever_asked_goes(tmp_path:
     with pytest.raises(asyncio.CancelledError):
         await asking
     await until(lambda: children() == before)
+
+
+@ON_LINUX
+async def test_a_worker_does_not_outlive_a_hub_that_is_killed() -> None:
+    program = (
+        "import sys; from hub.inspection import ask_worker; "
+        "ask_worker([sys.executable, '-m', 'tests.hub.hostile', 'long_sleep'], 0, seconds=600)"
+    )
+    hub = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.DEVNULL)  # noqa: ASYNC220 - it is killed
+    try:
+        await until(lambda: any("NoNewPrivs:\t1" in status for status in statuses(hub.pid)))
+        (worker,) = children_of(hub.pid)
+    finally:
+        hub.kill()
+        hub.wait()
+    status = Path(f"/proc/{worker}/status")
+    await until(lambda: not status.exists() or "State:\tZ" in status.read_text())
 
 
 async def test_readings_given_up_at_any_moment_leave_no_process_and_nothing_that_waits(tmp_path: Path) -> None:
