@@ -265,10 +265,10 @@ async def test_a_client_that_goes_away_gives_its_upload_up_and_the_next_one_goes
         async with open_client(folder) as client:
             publishing = asyncio.create_task(published_by(client, path))
             await counted.stopped.wait()
-        publishing.cancel()
-        await asyncio.wait([publishing])
-        await until(lambda: not hub.hub.uploads._running)
+            publishing.cancel()
+            await asyncio.wait([publishing])
         counted.go_on.set()
+        await until(lambda: not hub.hub.uploads._running)
         counted.sent, counted.stop_at = 0, 2**60
         async with open_client(folder) as client:
             assert (await published_by(client, path)).new
