@@ -10,6 +10,7 @@ remove files of, the user it runs as; started by root that is nobody, otherwise 
 
 import codecs
 import ctypes
+import encodings
 import os
 import pwd
 import resource
@@ -86,6 +87,7 @@ def give_up_rights() -> None:
     """Set every limit, the hard ones too, and become nobody where this process is root."""
     for codec in _CODECS:
         codecs.lookup(codec)
+    encodings.__path__.clear()  # any other is unknown from here on, not a file that cannot be opened
     _limit_memory()
     nobody = _nobody()
     for which, soft, hard in _LIMITS:

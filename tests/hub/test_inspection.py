@@ -147,6 +147,10 @@ def test_a_recursion_without_end_is_a_damaged_file(tmp_path: Path) -> None:
     assert "it is damaged (RecursionError)" in (refusal("deep_recursion", tmp_path)).message
 
 
+def test_a_codec_that_was_not_loaded_beforehand_is_unknown_and_no_file_that_cannot_be_opened(tmp_path: Path) -> None:
+    assert refusal("ask_for_a_rare_codec", tmp_path).message == "file: it is damaged (LookupError)."
+
+
 def test_facts_are_checked_once_more_where_the_worker_cannot_reach(tmp_path: Path) -> None:
     assert "its title '\\n' is no line" in (refusal("absurd_facts", tmp_path)).message
 
@@ -229,6 +233,17 @@ async def test_what_is_no_file_with_content_is_refused_and_hangs_nothing(name: s
     (tmp_path / "empty").touch()
     with pytest.raises(BadFileError, match=f"^{name}: "):
         await inspect_safely(tmp_path / name)
+
+
+async def test_a_file_whose_name_leaves_no_room_for_a_sidecar_is_read_without_one(tmp_path: Path) -> None:
+    longest = make_installer(tmp_path, "deb").rename(tmp_path / f"{'n' * 251}.deb")
+    assert (await inspect_safely(longest)).facts.kind == "deb"
+
+
+async def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    file = make_installer(tmp_path, "deb").rename(os.fsdecode(bytes(tmp_path) + b"/hello\xff.deb"))
+    with pytest.raises(BadFileError, match=r"^hello\?\.deb: its name is not UTF-8 text\. Rename it"):
+        await inspect_safely(file)
 
 
 @ON_LINUX
