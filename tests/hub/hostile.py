@@ -103,7 +103,7 @@ def say_who() -> Inspected:
     os._exit(0 if 0 not in (os.getuid(), os.geteuid(), os.getgid(), *os.getgroups()) else 1)
 
 
-def ask_for_a_rare_codec() -> Inspected:
+def rare_codec() -> Inspected:
     b"x".decode("koi8-r")
     return got_away()
 
@@ -130,7 +130,7 @@ DEEDS: dict[str, Callable[[], Inspected]] = {
     one.__name__: one
     for one in (
         got_away, memory, many_lists, endless_loop, long_sleep, crash, deep_recursion, open_file, open_socket,
-        make_pipe, start_program, fork, write_file, raise_limits, become_root, say_who, ask_for_a_rare_codec, babble, nonsense, silence,
+        make_pipe, start_program, fork, write_file, raise_limits, become_root, say_who, rare_codec, babble, nonsense, silence,
         absurd_facts,
     )
 }  # fmt: skip

@@ -148,7 +148,7 @@ def test_a_recursion_without_end_is_a_damaged_file(tmp_path: Path) -> None:
 
 
 def test_a_codec_that_was_not_loaded_beforehand_is_unknown_and_no_file_that_cannot_be_opened(tmp_path: Path) -> None:
-    assert refusal("ask_for_a_rare_codec", tmp_path).message == "file: it is damaged (LookupError)."
+    assert refusal("rare_codec", tmp_path).message == "file: it is damaged (LookupError)."
 
 
 def test_facts_are_checked_once_more_where_the_worker_cannot_reach(tmp_path: Path) -> None:
