@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hub.candidates import Forecast, Installed
@@ -210,6 +210,7 @@ def test_the_order_of_candidates_never_matters(
     assert match(device, tuple(shuffled), version=pin) == match(device, pool, version=pin)
 
 
+@settings(max_examples=40)
 @given(devices, pools, candidates)
 def test_adding_a_strictly_better_one_wins(device: DeviceInfo, pool: tuple[Candidate, ...], like: Candidate) -> None:
     """Better by any rule and worse by none: the same selector in a newer build of a newer release."""
@@ -221,6 +222,7 @@ def test_adding_a_strictly_better_one_wins(device: DeviceInfo, pool: tuple[Candi
         assert match(device, (*pool, better)).chosen == better
 
 
+@settings(max_examples=40)
 @given(devices, pools, st.sampled_from(["1.0", "1:9"]), some(["arm64", "armv7", "x86_64"]), st.booleans())
 def test_a_32_bit_build_never_silently_replaces_a_64_bit_one(
     device: DeviceInfo, pool: tuple[Candidate, ...], has: str, before: Any, pinned: bool

@@ -133,7 +133,7 @@ def test_two_thousand_targets_of_twenty_kinds_are_resolved_in_a_few_hundred_mill
     targets = [target(structs.replace(kinds[number % 20], free_bytes=number), number) for number in range(2_000)]
     installed = has(pool[0])
     spent = []
-    for _ in range(3):  # the best of three, since other work shares this machine
+    for _ in range(2):  # the better of two, since other work shares this machine
         resolver = Resolver(Choice(pool), "", 2_000)
         start = time.process_time()
         rows = [resolver.row(one, installed, "waiting") for one in targets]

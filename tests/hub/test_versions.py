@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Final, TypeVar, get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from packaging.version import Version
 
@@ -330,6 +330,7 @@ def test_no_text_is_refused_by_any_order(kind: InstallerKind, left: str, right: 
     assert compare_of_kind(kind, left, right) in (-1, 0, 1)
 
 
+@settings(max_examples=50)
 @given(pep_440(), pep_440())
 def test_wheels_compare_as_packaging_compares_them(left: str, right: str) -> None:
     assert compare_of_kind("wheel", left, right) == sign(Version(left), Version(right))
