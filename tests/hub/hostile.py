@@ -130,8 +130,8 @@ DEEDS: dict[str, Callable[[], Inspected]] = {
     one.__name__: one
     for one in (
         got_away, memory, many_lists, endless_loop, long_sleep, crash, deep_recursion, open_file, open_socket,
-        make_pipe, start_program, fork, write_file, raise_limits, become_root, say_who, rare_codec, babble, nonsense, silence,
-        absurd_facts,
+        make_pipe, start_program, fork, write_file, raise_limits, become_root, say_who, rare_codec, babble,
+        nonsense, silence, absurd_facts,
     )
 }  # fmt: skip
 
