@@ -10,6 +10,7 @@ documentation; `AppxSignature.p7x` is a PKCS#7 message behind the four letters P
 """
 
 import re
+from collections.abc import Iterator
 from typing import Final
 from urllib.parse import quote
 from xml.etree.ElementTree import Element, TreeBuilder
@@ -32,6 +33,7 @@ SIGNATURE: Final = "AppxSignature.p7x"
 MANIFEST_BYTES: Final = 1 * MIB
 BUNDLED_MANIFEST_BYTES: Final = 256 * KIB
 BUNDLED_APPS: Final = 8
+BUNDLED_FILES: Final = 100_000  # in all packages that are read together
 PACKED_APP_BYTES: Final = 8 * MIB  # of a package that is not merely stored in its bundle, as it should be
 SIGNATURE_BYTES: Final = 1 * MIB
 
@@ -103,7 +105,7 @@ def _bundle_facts(archive: Archive) -> InstallerFacts:
     listed = [one for one in root.iterfind("Packages/Package") if one.get("Type") == "application"]
     if not 0 < len(listed) <= BUNDLED_APPS:
         raise BadFileError(f"its bundle manifest lists {len(listed)} apps, and 1 to {BUNDLED_APPS} are read.")
-    apps = [_bundled(archive, one.get("FileName", "")) for one in listed]
+    apps = list(_bundled(archive, [one.get("FileName", "") for one in listed]))
     if any(app.package_name != name for app in apps):
         raise BadFileError("it bundles packages of different apps.", hint="Make the bundle again.")
     selectors = [app.selector for app in apps]
@@ -116,17 +118,24 @@ def _bundle_facts(archive: Archive) -> InstallerFacts:
     return replace(apps[0], version=version, release=version, selector=selector, icon="")
 
 
-def _bundled(archive: Archive, file_name: str) -> InstallerFacts:
-    member = _member(archive, file_name)
-    if not member:
-        raise BadFileError(
-            f"its package {file_name[:60]!r} is not in the bundle.",
-            hint="Publish each package by itself, or make one bundle of them with `makeappx bundle`.",
-        )
-    try:
-        return _package_facts(archive.nested(member, PACKED_APP_BYTES), BUNDLED_MANIFEST_BYTES)
-    except BadFileError as error:
-        raise BadFileError(f"{member} inside it: {error.message}", hint=error.hint) from error
+def _bundled(archive: Archive, file_names: list[str]) -> Iterator[InstallerFacts]:
+    """Yield the facts of the packages, within a bound on the files in all of them together."""
+    files = BUNDLED_FILES
+    for file_name in file_names:
+        member = _member(archive, file_name)
+        if not member:
+            raise BadFileError(
+                f"its package {file_name[:60]!r} is not in the bundle.",
+                hint="Publish each package by itself, or make one bundle of them with `makeappx bundle`.",
+            )
+        try:
+            package = archive.nested(member, PACKED_APP_BYTES)
+            files -= len(package.members)
+            if files < 0:
+                raise BadFileError(f"it and those before it hold more than {BUNDLED_FILES} files together.")
+            yield _package_facts(package, BUNDLED_MANIFEST_BYTES)
+        except BadFileError as error:
+            raise BadFileError(f"{member} inside it: {error.message}", hint=error.hint) from error
 
 
 def _parse(data: bytes, root_name: str) -> Element:

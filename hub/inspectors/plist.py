@@ -1,8 +1,10 @@
 """Property lists, binary or XML: bytes -> the dictionary at their root, for files that nobody vouches for.
 
-`plistlib` reads both forms, refuses entities in XML and survives a list that holds itself. Only the binary form needs a
-look first: its objects are found by offset, and many of them may claim the same bytes, so that a small file fills any
-memory. In an honest one no two objects share a byte, and that is what is asked of it here.
+`plistlib` reads both forms, refuses entities in XML and survives a list that holds itself. Both need a look first. The
+objects of the binary form are found by offset, and many of them may claim the same bytes, so that a small file fills
+any memory; in an honest one no two objects share a byte, and that is what is asked of it here. XML may declare
+attributes that every element then has, so that a small file takes a minute; an honest one only names Apple's
+declarations.
 
 Source: `CFBinaryPList.c` of Apple's Core Foundation (CFBinaryPlistTrailer, the object table).
 """
@@ -11,8 +13,9 @@ import codecs
 import plistlib
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, Final
-from xml.parsers.expat import ExpatError
+from xml.parsers.expat import ExpatError, ParserCreate
 
 from protocol.errors import BadFileError
 
@@ -34,6 +37,8 @@ def read_plist(data: bytes) -> dict[str, Any]:
     try:
         if data.startswith(_BINARY):
             _require_apart(data)
+        else:
+            _require_plain(data)
         found = plistlib.loads(data)
     except (plistlib.InvalidFileException, ExpatError, struct.error, IndexError, RecursionError) as error:
         raise BadFileError("a property list is damaged.") from error
@@ -42,6 +47,26 @@ def read_plist(data: bytes) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise BadFileError("a property list holds no dictionary.")
     return found
+
+
+class _PrologRead(Exception):  # noqa: N818 - it is no error
+    """The first element has begun, so nothing can be declared any more."""
+
+
+def _require_plain(data: bytes) -> None:
+    """Refuse XML that declares anything itself."""
+
+    def look(name: str, system: str | None, public: str | None, declares: int) -> None:
+        if declares:
+            raise BadFileError("a property list declares types or attributes, which no tool of Apple's writes.")
+
+    def stop(*_: object) -> None:
+        raise _PrologRead
+
+    parser = ParserCreate()
+    parser.StartDoctypeDeclHandler, parser.StartElementHandler = look, stop
+    with suppress(_PrologRead):
+        parser.Parse(data, True)
 
 
 def _require_apart(data: bytes) -> None:

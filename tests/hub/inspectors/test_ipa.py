@@ -229,7 +229,14 @@ def binary(objects: list[bytes], offsets: list[int] | None = None, root: int = 0
 
 def test_entities_in_xml_are_refused() -> None:
     bomb = b'<!DOCTYPE plist [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><plist><dict><key>&b;</key><true/></dict></plist>'
-    assert "damaged" in why_refused(b'<?xml version="1.0"?>' + bomb)
+    assert "declares" in why_refused(b'<?xml version="1.0"?>' + bomb)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_attributes_declared_for_every_element_are_refused_at_once(encoding: str) -> None:
+    declared = "".join(f'<!ATTLIST true b{number} CDATA "y">' for number in range(10_000))  # a minute for each reader
+    text = f"<!DOCTYPE plist [{declared}]><plist><dict><key>a</key><array>{'<true/>' * 30_000}</array></dict></plist>"
+    assert "declares" in why_refused(f'<?xml version="1.0" encoding="{encoding}"?>{text}'.encode(encoding))
 
 
 def test_many_objects_over_the_same_bytes_are_refused() -> None:

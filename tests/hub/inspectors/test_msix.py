@@ -201,6 +201,12 @@ def test_a_bundle_that_makes_no_sense_is_refused_in_words(save: Save) -> None:
     assert "a.msix inside it: " in refused(save(a_bundle({"a.msix": b"PK"}))).message
 
 
+def test_a_bundle_that_lists_one_large_package_again_and_again_is_refused(save: Save) -> None:
+    large = a_package(members={f"{number:x}": b"" for number in range(msix.BUNDLED_FILES // 3)})
+    listed = '<Package Type="application" FileName="a.msix"/>' * msix.BUNDLED_APPS
+    assert "files together" in refused(save(a_bundle({"a.msix": large}, listed))).message
+
+
 # --- the signer -----------------------------------------------------------------------------------------------------
 @needs_openssl
 def test_openssl_names_the_certificate_a_stand_in_is_signed_with(tmp_path: Path, save: Save) -> None:
