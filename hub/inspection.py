@@ -6,6 +6,7 @@ is the other half and says what it may not do. It gets no path, only the file it
 """
 
 import asyncio
+import errno
 import os
 import selectors
 import signal
@@ -32,6 +33,7 @@ WALL_SECONDS: Final = 10.0
 ANSWER_BYTES: Final = 256 * KIB
 FAILED: Final = "inspection-failed"
 _LOOK_EVERY_SECONDS: Final = 0.1  # whether whoever asked has gone
+_NO_SUCH_FILE: Final = (errno.ENOENT, errno.ENAMETOOLONG)  # a name may have no room for what is put behind it
 _END_SECONDS: Final = 5.0  # one that waits for a broken disk ends when the disk answers
 
 # `site` is left out and the paths are handed over: that halves the start, and the worker imports what the hub imports.
@@ -67,7 +69,10 @@ async def in_turn(work: Callable[[threading.Event], T]) -> T:
 
 
 def _inspect(path: Path, name: str, gone: threading.Event) -> Inspected:
-    with told_of(name), open_installer(path) as file, _sidecar(path) as beside:
+    shown = name.encode(errors="replace").decode()  # a name may be bytes that are no text
+    with told_of(shown), open_installer(path) as file, _sidecar(path) as beside:
+        if shown != name:
+            raise BadFileError("its name is not UTF-8 text.", hint="Rename it.")
         descriptor = beside.fileno() if beside else None
         return found_in(ask_worker(worker_command(name, descriptor), file.fileno(), descriptor, gone=gone))
 
@@ -127,10 +132,13 @@ def _start(command: Sequence[str], installer: int, descriptors: tuple[int, ...])
 def _sidecar(path: Path) -> AbstractContextManager[BinaryIO | None]:
     """Open the sidecar beside the installer at `path`, if there is one."""
     beside = path.with_name(path.name + SUFFIX)
-    if not beside.exists():
-        return nullcontext()
     with told_of(beside.name):
-        return open_installer(beside)
+        try:
+            return open_installer(beside)
+        except OSError as error:
+            if error.errno in _NO_SUCH_FILE:
+                return nullcontext()
+            raise
 
 
 def _read(process: subprocess.Popen[bytes], deadline: float, gone: threading.Event) -> bytes:

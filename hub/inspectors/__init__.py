@@ -105,7 +105,7 @@ def read_installer(file: BinaryIO, name: str, beside: bytes | None = None) -> In
 
 
 def _completed(facts: InstallerFacts, said: Sidecar, name: str) -> InstallerFacts:
-    """Fill in from the sidecar what a header may leave empty, as a Windows program does without a version resource."""
+    """Fill in from the sidecar what a header may leave empty, as a Windows program does; make the title one line."""
     package, version = facts.package_name or said.package or said.program, facts.version or said.version
     program_line, version_line, _ = sidecar.example(name).splitlines()
     lacking = {"what it is called": program_line} if not package else {}
@@ -116,7 +116,18 @@ def _completed(facts: InstallerFacts, said: Sidecar, name: str) -> InstallerFact
             f"it does not say {' and '.join(lacking)}.",
             hint=f"Say it in a file {name}{sidecar.SUFFIX} beside it, for instance:\n{lines}",
         )
-    return structs.replace(facts, package_name=package, version=version, release=facts.release or version)
+    return structs.replace(
+        facts,
+        package_name=package,
+        title=_title(facts.title) or package,
+        version=version,
+        release=facts.release or version,
+    )
+
+
+def _title(text: str) -> str:
+    """Return `text` as one printable line: a narrow space or a mark in a title is no reason to refuse a file."""
+    return "".join(filter(str.isprintable, " ".join(text.split())))
 
 
 @contextmanager
@@ -151,7 +162,10 @@ def check_facts(facts: InstallerFacts) -> InstallerFacts:
         ("icon", facts.icon, TEXT_CHARACTERS),
     ):
         if len(text) > characters or not text.isprintable():
-            raise BadFileError(f"its {what} {text[:60]!r} is no line of at most {characters} characters.")
+            raise BadFileError(
+                f"its {what} {text[:60]!r} is no line of at most {characters} characters.",
+                hint=f"Build it again with a shorter {what} of printable characters.",
+            )
     if not facts.package_name or not facts.version or not _SIGNER.fullmatch(facts.signer_digest):
         raise BadFileError("it does not say what it is called, or which version it is.")
     try:

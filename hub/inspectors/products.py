@@ -50,5 +50,5 @@ def version(text: str) -> str:
 
 def title(*texts: str) -> str:
     """Return the first of `texts` that is a title: one printable line of at most TEXT_CHARACTERS."""
-    lines = (" ".join(text.split()) for text in texts)
-    return next((line for line in lines if line and len(line) <= TEXT_CHARACTERS and line.isprintable()), "")
+    lines = ("".join(filter(str.isprintable, " ".join(text.split()))) for text in texts)
+    return next((line for line in lines if line and len(line) <= TEXT_CHARACTERS), "")

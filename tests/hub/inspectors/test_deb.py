@@ -147,6 +147,13 @@ def test_a_deb_without_a_description_is_titled_by_its_package(save: Save) -> Non
     assert inspect(save(a_deb(control()))).title == "hello"
 
 
+def test_a_description_with_narrow_spaces_and_marks_is_a_title_without_them(save: Save) -> None:
+    text = control(
+        more="Description: MagicPoint\u200a\u2014\u200aan\tX11\u00a0tool\u200b\u202f\n"
+    )  # such as Debian has
+    assert inspect(save(a_deb(text))).title == "MagicPoint \u2014 an X11 tool"
+
+
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
