@@ -66,7 +66,8 @@ def test_of_two_signers_the_first_counts() -> None:
         both = both.add_signer(one.certificate, one.key, SHA256())
     message = both.sign(Encoding.DER, [pkcs7.PKCS7Options.Binary])
     infos = message[message.rindex(SIBLING.certificate.public_bytes(Encoding.DER)) :]
-    serials = {one.digest: infos.rfind(one.certificate.serial_number.to_bytes(20)) for one in (SIBLING, LEAF)}
+    numbers = {one.digest: one.certificate.serial_number for one in (SIBLING, LEAF)}
+    serials = {name: infos.rfind(number.to_bytes(-(-number.bit_length() // 8))) for name, number in numbers.items()}
     assert pkcs7_signer_digest(message) == min(serials, key=lambda digest: serials[digest])
 
 
