@@ -37,8 +37,8 @@ class _Group(click.Group):
             return super().invoke(context)
         except LockstepError as error:
             _fail(error)
-        except (click.exceptions.Exit, click.ClickException, click.Abort):
-            raise
+        except (click.exceptions.Exit, click.ClickException, click.Abort, BrokenPipeError):
+            raise  # the last when whoever read the output, such as `head`, has gone: click then ends quietly
         except Exception as error:
             if os.environ.get("LOCKSTEP_DEBUG"):
                 traceback.print_exc()

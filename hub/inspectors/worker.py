@@ -4,8 +4,9 @@
 and no socket, start no process, write to no file, and has bounded memory and processor time. What remains is arithmetic
 on bytes and the answer. It imports everything before the limits hold, because afterwards it cannot.
 
-What this is not: a virtual machine. Code that took over the interpreter could still send signals to, and rename or
-remove files of, the user it runs as; started by root that is nobody, otherwise the hub's own user.
+What this is not: a virtual machine. Code that took over the interpreter could still signal, and where the system lets
+it trace, processes of the user it runs as, and rename, empty or remove that user's files; started by root that is
+nobody, otherwise the hub's own user.
 """
 
 import codecs

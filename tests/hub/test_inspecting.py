@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -44,3 +45,12 @@ def test_several_files_are_shown_as_json_with_their_sidecars_and_one_refused_fil
     )
     assert other["error"]["code"] == "bad-file"
     assert f"other.run{SUFFIX} beside it" in done.stderr
+
+
+def test_whoever_reads_the_output_may_go_before_its_end() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "hub", "inspect", str(APK)]
+    ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, timeout=60, check=False)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (1, b"")
