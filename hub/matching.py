@@ -57,7 +57,7 @@ ONLY_CANDIDATE: Final = "only candidate"
 BITS_64: Final = frozenset[Architecture]({"x86_64", "arm64", "riscv64", "ppc64le", "s390x", "mips64"})
 # Kinds whose order compares a number that is not the version people know; without it only the unified order can tell.
 _CODED: Final[frozenset[InstallerKind]] = frozenset({"apk", "apks", "ipa"})
-# Where a program that is signed by another cannot replace the one that is there.
+# Where the system does not take a program that is signed by another than the one that is there.
 _SIGNED: Final[frozenset[InstallerKind]] = frozenset({"apk", "apks", "msix"})
 
 # What one check finds: whether the field fits, or that it cannot be told.
@@ -477,7 +477,8 @@ def forecast(
 ) -> tuple[Forecast, ...]:
     """Return what may go wrong with `chosen` on this device, what stops it first.
 
-    A version that was asked for by name may go back and may go from 64 to 32 bits; another signer is refused there.
+    A version that was asked for by name may go back, may go from 64 to 32 bits and may be signed by another: an Android
+    key may have been rotated (APK signature scheme v3), which only the device can tell.
     """
     found = [] if installed is None else _forecast_replacing(device, chosen, installed, pinned)
     if device.free_bytes is not None and device.free_bytes < chosen.size:
@@ -493,8 +494,11 @@ def _forecast_replacing(device: DeviceInfo, chosen: Candidate, installed: Instal
     found = []
     has, takes = installed.version, f"; say --version {chosen.version} to"
     if _is_signed_by_another(chosen, installed):
-        detail = f"It has {has}, signed by another than {chosen.version}; it refuses that until {has} is removed there."
-        found.append(Forecast(code="signer", detail=detail, stops=True))
+        detail = (
+            f"It has {has}, signed by another than {chosen.version}, and may refuse that until {has} is removed there"
+        )
+        detail += "." if pinned else f"{takes} try."
+        found.append(Forecast(code="signer", detail=detail, stops=not pinned))
     if _is_narrower(device, chosen, installed):
         words = explaining.listed(chosen.selector.architectures)
         detail = f"It has {has} with 64 bits, and {chosen.version} only comes with 32 ({words})"

@@ -86,11 +86,15 @@ def test_a_32_bit_build_does_not_silently_replace_a_64_bit_one() -> None:
     assert (row.state, row.version, row.forecasts[0].stops) == ("queued", "2.0", False)
 
 
-def test_another_signer_is_not_sent_even_where_the_version_is_named() -> None:
+def test_another_signer_is_only_sent_where_the_version_is_named() -> None:
     old, new = candidate("1.0", signer_digest="aa" * 32), candidate("2.0", signer_digest="bb" * 32)
-    for version in ("", "2.0"):
-        row = plan_row(WIDE, old, new, installed=has(old), version=version)
-        assert (row.state, row.reason) == ("no_match", "signer")
+    row = plan_row(WIDE, old, new, installed=has(old))
+    assert (row.state, row.reason) == ("no_match", "signer")
+    words = "It has 1.0, signed by another than 2.0, and may refuse that until 1.0 is removed there"
+    assert row.detail == f"{words}; say --version 2.0 to try."
+    row = plan_row(WIDE, old, new, installed=has(old), version="2.0")
+    assert (row.state, row.version) == ("queued", "2.0")
+    assert row.forecasts == (ForecastRow(code="signer", detail=f"{words}."),)
 
 
 @pytest.mark.parametrize(
