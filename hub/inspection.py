@@ -33,6 +33,7 @@ WALL_SECONDS: Final = 10.0
 ANSWER_BYTES: Final = 256 * KIB
 FAILED: Final = "inspection-failed"
 _LOOK_EVERY_SECONDS: Final = 0.1  # whether whoever asked has gone
+_LOOK_AGAIN_SECONDS: Final = 0.002  # whether a worker that has said all has ended: it does so at once
 _NO_SUCH_FILE: Final = (errno.ENOENT, errno.ENAMETOOLONG)  # a name may have no room for what is put behind it
 _END_SECONDS: Final = 5.0  # one that waits for a broken disk ends when the disk answers
 
@@ -100,7 +101,7 @@ def ask_worker(
     process = _start(command, installer, () if sidecar is None else (sidecar,))
     try:
         answer = _read(process, deadline, gone or threading.Event())
-        status = process.wait(max(0.0, deadline - time.monotonic()))
+        status = _wait(process, deadline)
     except subprocess.TimeoutExpired:
         raise _failed(f"it was not read within {seconds:g} s.") from None
     finally:
@@ -165,9 +166,22 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         with suppress(subprocess.TimeoutExpired):
-            process.wait(_END_SECONDS)
+            _wait(process, time.monotonic() + _END_SECONDS)
     if process.stdout is not None:
         process.stdout.close()
+
+
+def _wait(process: subprocess.Popen[bytes], deadline: float) -> int:
+    """Return the exit status. Raises TimeoutExpired.
+
+    Not `Popen.wait`: it sleeps until a moment it has reckoned, which fails where the clock steps meanwhile.
+    """
+    with selectors.DefaultSelector() as pause:
+        while (status := process.poll()) is None:
+            if time.monotonic() >= deadline:
+                raise subprocess.TimeoutExpired(process.args, 0)
+            pause.select(_LOOK_AGAIN_SECONDS)
+    return status
 
 
 def found_in(answer: bytes) -> Inspected:
