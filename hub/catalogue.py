@@ -10,16 +10,18 @@ A release is yanked and a program retired with a mark: the resolver passes them 
 import asyncio
 import difflib
 import hashlib
+import io
 import string
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 from msgspec import structs
 
 from hub.inspection import inspect_safely
+from hub.inspectors import open_installer, told_of
 from hub.inspectors.sidecar import SUFFIX
 from hub.matching import Candidate, Selector
 from hub.merging import STABLE, Entry, check_channel, merge
@@ -30,7 +32,7 @@ from hub.store import Row, Store, Transaction
 from hub.versions import compare_versions, version_sort_key
 from protocol import limits
 from protocol.device import OsType
-from protocol.errors import BadFileError, ConflictError, UnknownNameError, UsageError
+from protocol.errors import ConflictError, UnknownNameError, UsageError
 from protocol.messages import InstallerOffer
 
 PROGRAMS_PER_PAGE: Final = 200
@@ -54,8 +56,9 @@ class Catalogue:
         name = name or path.name
         if name.endswith(SUFFIX):
             raise UsageError(f"{name} is a sidecar.", hint="Publish the file that it stands beside.")
+        # Before the file is looked at, so that what is stored, which is held against it, is what was looked at.
+        digest = await asyncio.to_thread(_digest, path, name)
         entry = merge(name, await inspect_safely(path, name), options)
-        digest = await asyncio.to_thread(_digest, path)
 
         async def check(transaction: Transaction) -> None:
             await _place(transaction, entry, digest)
@@ -164,12 +167,9 @@ class Catalogue:
         return await self._store.transaction(body)
 
 
-def _digest(path: Path) -> bytes:
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").digest()
-    except OSError as error:
-        raise BadFileError(f"{path.name}: it cannot be read ({error.strerror}).") from None
+def _digest(path: Path, name: str) -> bytes:
+    with told_of(name), open_installer(path) as file:
+        return hashlib.file_digest(cast(io.BufferedReader, file), "sha256").digest()
 
 
 async def read_candidates(
@@ -385,7 +385,7 @@ def _check_again(entry: Entry, known: Row) -> None:
             f"{entry.file_name} is published already as program {known['program_id']!r}, not {entry.program!r}.",
             hint="One file belongs to one program.",
         )
-    if entry.given and _facts(known).selector != entry.facts.selector:
+    if entry.given and _devices(_facts(known).selector) != _devices(entry.facts.selector):
         raise ConflictError(
             f"{entry.file_name} is published already for other devices.",
             hint="Publish it with the same facts, or not at all: one file has one selector.",
@@ -413,10 +413,14 @@ async def _check_new(transaction: Transaction, entry: Entry, program: str) -> No
 
 
 def _identity(facts: InstallerFacts) -> tuple[object, ...]:
-    """What parts two installers of a release: kind, build, and the devices in whatever order they are named."""
-    selector = structs.asdict(facts.selector)
-    named = {name: frozenset(value) if name in _SETS else value for name, value in selector.items()}
-    return facts.kind, facts.sortable_version or facts.version, tuple(sorted(named.items()))
+    """What parts two installers of a release: kind, build and devices."""
+    return facts.kind, facts.sortable_version or facts.version, _devices(facts.selector)
+
+
+def _devices(selector: Selector) -> dict[str, object]:
+    """What a selector says, in whatever order it names things."""
+    fields = structs.asdict(selector).items()
+    return {name: frozenset(value) if name in _SETS else value for name, value in fields}
 
 
 _SETS: Final = frozenset(name for name in Selector.__struct_fields__ if not name.endswith(("_minimum", "_maximum")))

@@ -157,7 +157,7 @@ class Objects:
         """
         try:
             size = source.stat().st_size
-            self.check_room(source.name, size)
+            self.check_room(source.name, size, digest)
             return self._pack(source, size, digest)
         except OSError as error:
             if error.errno in _DISK_FULL:
@@ -280,8 +280,11 @@ class Objects:
 
     # --- writing --------------------------------------------------------------------------------------------------
 
-    def check_room(self, name: str, size: int) -> None:
-        """Make sure that a file of `size` bytes may be stored. Raises as `add` does for one that may not."""
+    def check_room(self, name: str, size: int, digest: bytes = b"") -> None:
+        """Make sure that a file of `size` bytes may be stored. Raises as `add` does for one that may not.
+
+        One that is there, by its `digest`, takes no more of what objects may take.
+        """
         if size == 0:
             raise BadFileError(f"{name} is empty.")
         if size > limits.OBJECT_BYTES:
@@ -294,7 +297,7 @@ class Objects:
                 code="disk-full",
             )
         taken = self.taken_bytes()
-        if taken + size > self._store_bytes:
+        if taken + size > self._store_bytes and not (digest and self.is_there(digest)):
             raise RefusedError(
                 f"{name} has {size} bytes, and the hub's objects take {taken} of the {self._store_bytes} they may.",
                 hint="Set store_bytes higher.",

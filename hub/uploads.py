@@ -343,7 +343,7 @@ class Uploads:
         raise UnavailableError(f"The hub takes no upload now: {why}.", hint="Try again later.", code="busy")
 
     def _open(self, upload: Upload) -> None:
-        self._objects.check_room(upload.request.file_name, upload.request.size)
+        self._objects.check_room(upload.request.file_name, upload.request.size, upload.request.object)
         if self._free_bytes() < self._reserve_bytes:
             for folder in self._idle():
                 if folder != upload.folder:

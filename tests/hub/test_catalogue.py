@@ -9,6 +9,7 @@ import pytest
 
 from hub.app import Hub
 from hub.catalogue import PublishOptions, describe_selector, near_programs, read_candidates
+from hub.inspection import inspect_safely
 from hub.inspectors import Inspected
 from hub.inspectors.sidecar import Sidecar
 from hub.matching import Candidate, Selector
@@ -54,6 +55,35 @@ async def test_the_same_bytes_twice_are_published_once_even_at_the_same_time(tmp
         both = await asyncio.gather(*(hub.catalogue.publish(path, options()) for _ in range(2)))
         assert sorted(published.new for published in both) == [False, True]
         assert len(await hub.catalogue.listing()) == 1
+
+
+async def test_a_file_that_changes_while_it_is_published_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = make_installer(tmp_path, "deb", version="1.0"), make_installer(tmp_path, "deb", version="2.0")
+
+    async def changed_after(path: Path, name: str) -> Inspected:
+        found = await inspect_safely(path, name)
+        path.write_bytes(new.read_bytes())
+        return found
+
+    monkeypatch.setattr("hub.catalogue.inspect_safely", changed_after)
+    async with open_rooms(tmp_path) as hub:
+        with pytest.raises(BadFileError, match="was changed while it was read"):
+            await hub.catalogue.publish(old, options())
+        assert await contents(hub) == ([], {})
+
+
+async def test_the_same_bytes_again_with_the_devices_in_another_order_and_no_room_left_change_nothing(
+    tmp_path: Path,
+) -> None:
+    path = make_installer(tmp_path, "wheel", size=100_000)
+    async with open_rooms(tmp_path, store_bytes=150_000) as hub:
+        for systems, new in ((["linux", "windows"], True), (["windows", "linux"], False)):
+            published = await hub.catalogue.publish(path, options(os_types=systems))
+            assert published.new is new
+        with pytest.raises(ConflictError, match="for other devices"):
+            await hub.catalogue.publish(path, options(os_types=["linux"]))
 
 
 async def test_a_damaged_file_changes_neither_the_database_nor_the_object_folder(tmp_path: Path) -> None:
