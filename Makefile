@@ -24,12 +24,12 @@ serve: $(VENV)/runtime ## run a hub on 127.0.0.1:8765 with its data in ./lockste
 
 test: $(VENV)/development check ## everything CI runs: format, lint, types, tests
 	@sh tests/tools.sh
-	$(BIN)/python -m pytest $(ARGUMENTS)
+	$(BIN)/python -m pytest -n 2 $(ARGUMENTS)
 
 test-formats: $(VENV)/development ## read real, built, stand-in and damaged installers of every format (CASES=4000 SEED=1)
 	@sh tests/tools.sh formats
 	@$(BIN)/python -m tests.formats.samples || true
-	$(if $(CASES),CASES=$(CASES)) $(if $(SEED),SEED=$(SEED)) $(BIN)/python -m pytest -m formats tests/formats $(ARGUMENTS)
+	$(if $(CASES),CASES=$(CASES)) $(if $(SEED),SEED=$(SEED)) $(BIN)/python -m pytest -m formats tests/formats tests/hub/inspectors $(ARGUMENTS)
 
 samples: $(VENV)/development ## bring the real installers the proofs read to ./samples, 86 MB
 	@$(BIN)/python -m tests.formats.samples

@@ -150,7 +150,7 @@ def _unpack(name: str, packed: bytes) -> bytes:
 def _gunzip(packed: bytes) -> bytes:
     stream = zlib.decompressobj(zlib.MAX_WBITS | 16)
     try:
-        return _whole(stream.decompress(packed, CONTROL_UNPACKED_BYTES + 1), stream.eof)
+        return _whole(stream.decompress(packed, CONTROL_UNPACKED_BYTES + 1), stream.eof, stream.unused_data)
     except zlib.error as error:
         raise BadFileError("its control archive cannot be unpacked.") from error
 
@@ -158,7 +158,7 @@ def _gunzip(packed: bytes) -> bytes:
 def _unxz(packed: bytes) -> bytes:
     stream = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=DECOMPRESSOR_MEMORY_BYTES)
     try:
-        return _whole(stream.decompress(packed, CONTROL_UNPACKED_BYTES + 1), stream.eof)
+        return _whole(stream.decompress(packed, CONTROL_UNPACKED_BYTES + 1), stream.eof, stream.unused_data)
     except lzma.LZMAError as error:
         raise BadFileError("its control archive cannot be unpacked.") from error
 
@@ -166,7 +166,7 @@ def _unxz(packed: bytes) -> bytes:
 def _unzstd(packed: bytes) -> bytes:
     """Feed small pieces: this stream gives all it can at once, and only a small piece keeps that small."""
     stream = zstandard.ZstdDecompressor(max_window_size=DECOMPRESSOR_MEMORY_BYTES).decompressobj()
-    content = bytearray()
+    content, at = bytearray(), 0
     try:
         for at in range(0, len(packed), ZSTD_STEP_BYTES):
             content += stream.decompress(packed[at : at + ZSTD_STEP_BYTES])
@@ -174,19 +174,22 @@ def _unzstd(packed: bytes) -> bytes:
                 break
     except zstandard.ZstdError as error:
         raise BadFileError("its control archive cannot be unpacked.") from error
-    return _whole(bytes(content), stream.eof)
+    return _whole(bytes(content), stream.eof, stream.unused_data + packed[at + ZSTD_STEP_BYTES :])
 
 
-def _whole(content: bytes, ended: bool) -> bytes:
+def _whole(content: bytes, ended: bool, rest: bytes) -> bytes:
+    """Return `content`. Readers differ in what they make of a second stream, so behind the first is only padding."""
     if len(content) > CONTROL_UNPACKED_BYTES:
         raise BadFileError(f"its control archive unpacks to more than {CONTROL_UNPACKED_BYTES} bytes.")
     if not ended:
         raise BadFileError("its control archive is cut off.")
+    if rest.strip(b"\0"):
+        raise BadFileError("its control archive goes on behind its end.", hint="Build it again with dpkg-deb.")
     return content
 
 
 UNPACKERS: Final[dict[str, Callable[[bytes], bytes]]] = {
-    "": lambda packed: _whole(packed, ended=True),
+    "": lambda packed: _whole(packed, ended=True, rest=b""),
     ".gz": _gunzip,
     ".xz": _unxz,
     ".zst": _unzstd,

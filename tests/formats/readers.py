@@ -235,7 +235,7 @@ def authenticode_signer(file: Path) -> str:
 
 
 def exe(file: Path) -> Said:
-    (found,) = json.loads(run("exiftool", "-json", "-api", "StructFormat=JSON", file))
+    (found,) = json.loads(run("exiftool", "-json", "-api", "StructFormat=JSON", file), parse_float=str)
     said: dict[str, object] = {"os_types": ("windows",), "signer_digest": authenticode_signer(file)}
     subsystem = str(found["SubsystemVersion"])
     said["os_version_minimum"] = (
@@ -309,7 +309,10 @@ def wheel(file: Path) -> Said:
     platforms = {tag.platform for tag in tags}
     systems = {"win": "windows", "macosx": "macos", "manylinux": "linux", "musllinux": "linux", "linux": "linux"}
     found = {system for platform in platforms for start, system in systems.items() if platform.startswith(start)}
-    processors = {"amd64": "x86_64", "x86_64": "x86_64", "win32": "x86", "aarch64": "arm64", "arm64": "arm64"}
+    processors = {
+        **{"amd64": "x86_64", "x86_64": "x86_64", "win32": "x86", "i686": "x86"},
+        **{"aarch64": "arm64", "arm64": "arm64", "riscv64": "riscv64"},
+    }
     built = {one for platform in platforms for end, one in processors.items() if platform.endswith(end)}
     built |= {"arm64", "x86_64"} if any(platform.endswith("universal2") for platform in platforms) else set()
     return {

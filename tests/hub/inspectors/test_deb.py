@@ -204,7 +204,7 @@ def test_a_zstd_bomb_is_given_up_a_step_after_the_limit(monkeypatch: pytest.Monk
     bomb = zstd(bytes(256 << 20))
     largest = 0
 
-    def whole(content: bytes, ended: bool) -> bytes:
+    def whole(content: bytes, ended: bool, rest: bytes) -> bytes:
         nonlocal largest
         largest = len(content)
         raise BadFileError("too large.")
@@ -232,6 +232,16 @@ def test_a_packed_control_archive_cut_off_anywhere_is_refused(suffix: str, pack:
         cut = a_deb(control(), suffix, lambda _, length=length: packed[:length])  # type: ignore[misc]
         with pytest.raises(BadFileError):
             deb.read_facts(Source(io.BytesIO(cut), "cut.deb"))
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [(".gz", gzip.compress), (".xz", lzma.compress), (".zst", zstd)])
+def test_a_second_stream_behind_the_first_is_refused_since_tools_differ_in_reading_it(
+    suffix: str, pack: Callable[[bytes], bytes], save: Save
+) -> None:
+    twice = a_deb(control(), suffix, lambda tar: pack(tar) + pack(control_tar(control("other"))))
+    assert "goes on behind its end" in refused(save(twice)).message
+    padded = a_deb(control(), suffix, lambda tar: pack(tar) + bytes(8))
+    assert inspect(save(padded)).package_name == "hello"
 
 
 def test_a_control_file_larger_than_the_limit_is_refused(save: Save) -> None:

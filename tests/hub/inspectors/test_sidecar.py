@@ -303,6 +303,7 @@ def shown(path: Path) -> str:
     return facts.kind
 
 
+@pytest.mark.formats
 @pytest.mark.skipif(not shutil.which("flatpak"), reason="flatpak is not installed")
 def test_a_bundle_that_flatpak_builds_is_recognised(tmp_path: Path) -> None:
     application = tmp_path / "application"
@@ -318,6 +319,7 @@ def test_a_bundle_that_flatpak_builds_is_recognised(tmp_path: Path) -> None:
     assert shown(path) == "flatpak"
 
 
+@pytest.mark.formats
 @pytest.mark.skipif(not shutil.which("bsdtar"), reason="bsdtar is not installed")
 def test_a_xar_archive_that_bsdtar_builds_is_recognised_as_a_macos_package(tmp_path: Path) -> None:
     (tmp_path / "PackageInfo").write_text('<pkg-info identifier="org.example.made" version="1.0"/>')
@@ -325,6 +327,7 @@ def test_a_xar_archive_that_bsdtar_builds_is_recognised_as_a_macos_package(tmp_p
     assert shown(tmp_path / "made.pkg") == "pkg"
 
 
+@pytest.mark.formats
 @pytest.mark.skipif(not shutil.which("mksquashfs"), reason="mksquashfs is not installed")
 def test_an_image_that_mksquashfs_builds_is_recognised(tmp_path: Path) -> None:
     (tmp_path / "tree").mkdir()
