@@ -310,8 +310,13 @@ def wheel(file: Path) -> Said:
     systems = {"win": "windows", "macosx": "macos", "manylinux": "linux", "musllinux": "linux", "linux": "linux"}
     found = {system for platform in platforms for start, system in systems.items() if platform.startswith(start)}
     processors = {
-        **{"amd64": "x86_64", "x86_64": "x86_64", "win32": "x86", "i686": "x86"},
-        **{"aarch64": "arm64", "arm64": "arm64", "riscv64": "riscv64"},
+        "amd64": "x86_64",
+        "x86_64": "x86_64",
+        "win32": "x86",
+        "i686": "x86",
+        "aarch64": "arm64",
+        "arm64": "arm64",
+        "riscv64": "riscv64",
     }
     built = {one for platform in platforms for end, one in processors.items() if platform.endswith(end)}
     built |= {"arm64", "x86_64"} if any(platform.endswith("universal2") for platform in platforms) else set()
