@@ -12,11 +12,13 @@ Work on files runs in threads of its own, at most two whole files at a time, so 
 """
 
 import asyncio
+import contextlib
 import errno
 import hashlib
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -50,7 +52,7 @@ T = TypeVar("T")
 
 
 class Upload:
-    """One file on its way up. Its methods block: `Uploads` calls them in threads, one at a time."""
+    """One file on its way up. Its methods block: `Uploads` calls them in threads, one at a time by `turn`."""
 
     def __init__(self, request: Publish, terminal: Terminal, folder: Path) -> None:
         self.request = request
@@ -59,6 +61,7 @@ class Upload:
         self.file = folder / "file"
         self.task: asyncio.Task[None] | None = None  # what reads the whole file now
         self.is_publishing = False
+        self.turn = threading.Lock()  # work goes on in its thread when the one who waited for it is gone
         self._receiver = Receiver(request)
         self._descriptor = -1
         self._is_abandoned = False
@@ -88,6 +91,7 @@ class Upload:
 
     def open(self) -> None:
         """Put the file and its sidecar in place; what came of this object before goes on. Raises OSError."""
+        self._check_wanted()
         self.folder.mkdir(mode=0o700, exist_ok=True)
         sidecar = self.file.with_name(self.file.name + SUFFIX)
         sidecar.unlink(missing_ok=True)
@@ -221,7 +225,11 @@ class Uploads:
         self._running[upload.folder] = upload
         try:
             async with self._folder_lock:
-                await self._in_thread(self._open, upload)
+                await self._one_at_a_time(upload, self._open, upload)
+        except asyncio.CancelledError:
+            upload.abandon()
+            self._keep(asyncio.create_task(self._let_go(upload, discard=False), name="upload's end"))
+            raise
         except BaseException:
             del self._running[upload.folder]
             raise
@@ -260,6 +268,9 @@ class Uploads:
                 me.name, me.terminal_id, me.account_name, request.file_name, error.code, error.message,
             )  # fmt: skip
             await self._let_go(upload, discard=not isinstance(error, UnavailableError))
+            raise
+        except Exception:  # a fault of this program: the file must not count as under way for ever
+            await self._let_go(upload, discard=True)
             raise
         log.info(
             "%s (%s) of %s %s %s %s: %s, %s",
@@ -368,10 +379,17 @@ class Uploads:
     async def _step(self, upload: Upload, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do one step in a thread; an upload it fails for is over, and what has come of it is removed."""
         try:
-            return await self._in_thread(work, *args, **kwargs)
+            return await self._one_at_a_time(upload, work, *args, **kwargs)
         except LockstepError as error:
             await self._let_go(upload, discard=error.code != "abandoned")
             raise
+
+    async def _one_at_a_time(self, upload: Upload, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        def in_turn() -> T:
+            with upload.turn:
+                return work(*args, **kwargs)
+
+        return await self._in_thread(in_turn)
 
     async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         loop = asyncio.get_running_loop()
@@ -397,10 +415,12 @@ class Uploads:
         await self._let_go(upload, discard=False)
 
     async def _let_go(self, upload: Upload, *, discard: bool) -> None:
+        """Let go of an upload whatever the disk says; what it could not do is in the log."""
         if self._running.get(upload.folder) is not upload:
             return
         try:
-            await self._in_thread(upload.close, discard=discard, now=self._clock.now())
+            with contextlib.suppress(LockstepError):
+                await self._one_at_a_time(upload, upload.close, discard=discard, now=self._clock.now())
         finally:
             self._running.pop(upload.folder, None)
 

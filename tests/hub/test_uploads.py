@@ -1,9 +1,11 @@
 """Uploads over a real socket: what is right is published, what is not is refused with its reason and leaves nothing."""
 
 import asyncio
+import errno
 import hashlib
 import logging
 import os
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from msgspec import structs
 
 from hub import uploads
+from hub.objects import Objects
 from protocol import chunks, messages
 from protocol.messages import Run
 from tests.harness.fleets import until
@@ -350,3 +353,94 @@ async def test_a_partial_file_nobody_goes_on_with_is_removed_after_a_day_of_hub_
         monkeypatch.setattr(hub.hub.clock, "now", lambda: now + uploads.KEPT_PARTIAL_SECONDS + 1)
         await hub.hub.uploads.reap()
         assert left_behind(hub) == []
+
+
+# --- ends at the wrong moment -------------------------------------------------------------------------------------
+
+
+def _open_files(hub: RunningHub) -> list[str]:
+    """The files of uploads that this process has open."""
+    links = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
+    return [link for link in links if link.startswith(str((hub.folder / "uploads").resolve()))]
+
+
+async def test_a_connection_that_ends_while_its_upload_begins_leaves_no_file_open_and_no_place_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening, may_open = threading.Event(), threading.Event()
+    check_room = Objects.check_room
+
+    def slow(objects: Objects, name: str, size: int, digest: bytes = b"") -> None:
+        opening.set()
+        assert may_open.wait(5)
+        check_room(objects, name, size, digest)
+
+    async with publishing(tmp_path) as (hub, terminal):
+        me = await hub.hub.accounts.find(terminal.terminal)
+        assert me is not None
+        monkeypatch.setattr(Objects, "check_room", slow)
+        begins = asyncio.create_task(hub.hub.uploads.begin(me, packed(tmp_path).publish()))
+        await until(opening.is_set)
+        begins.cancel()
+        await asyncio.wait([begins])
+        may_open.set()
+        await until(lambda: not hub.hub.uploads._running)
+        assert _open_files(hub) == []
+
+
+async def test_a_file_is_not_closed_while_a_thread_writes_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    writing, closes = threading.Event(), threading.Event()
+    write, close = uploads.Upload.write, uploads.Upload.close
+
+    def slow_write(upload: uploads.Upload, frame: messages.Chunks) -> None:
+        writing.set()
+        closes.wait(0.3)  # as long as it takes to see that nobody closes the file meanwhile
+        write(upload, frame)
+        order.append("written")
+
+    def noted_close(upload: uploads.Upload, *, discard: bool, now: float) -> None:
+        order.append("closed")
+        closes.set()
+        close(upload, discard=discard, now=now)
+
+    monkeypatch.setattr(uploads.Upload, "write", slow_write)
+    monkeypatch.setattr(uploads.Upload, "close", noted_close)
+    async with publishing(tmp_path) as (hub, terminal):
+        await Upload(terminal, packed(tmp_path)).run(until=lambda sent: sent > 0)
+        await until(writing.is_set)
+        terminal.socket.transport.abort()
+        await until(lambda: not hub.hub.uploads._running)
+    assert order == ["written", "closed"]
+
+
+async def test_after_a_fault_of_the_hub_while_it_publishes_the_terminal_may_upload_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def faulty(*_: Any) -> None:
+        raise RuntimeError("a fault")
+
+    async with publishing(tmp_path) as (hub, terminal):
+        with monkeypatch.context() as patch:
+            patch.setattr(hub.hub.catalogue, "publish", faulty)
+            said = await Upload(terminal, packed(tmp_path)).run()
+            assert isinstance(said, messages.Refused) and said.reason == "internal"
+        assert "internal error in an upload" in caplog.text
+        assert isinstance(await Upload(terminal, packed(tmp_path), "u-2").run(), messages.Published)
+
+
+async def test_a_disk_that_fails_at_the_end_of_an_upload_keeps_nothing_else_from_ending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    async with publishing(tmp_path) as (hub, terminal):
+        upload = Upload(terminal, packed(tmp_path, size=1_000_000))
+        await upload.run(until=lambda sent: sent > 100_000)
+        monkeypatch.setattr(os, "utime", fails)
+        await hub.hub.uploads.end(next(iter(hub.hub.uploads._running.values())))
+        assert not hub.hub.uploads._running
+        assert _open_files(hub) == []
