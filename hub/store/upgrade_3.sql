@@ -13,3 +13,8 @@ CREATE TABLE aliases (
     PRIMARY KEY (os_type, package_name)
 );
 CREATE INDEX aliases_of_program ON aliases (program_id);
+
+-- What orders the builds of an APK has a field of its own now.
+UPDATE installers SET facts = CAST(json_set(
+    CAST(facts AS TEXT), '$.sortable_version', json_extract(CAST(facts AS TEXT), '$.package_version_code') || '') AS BLOB)
+WHERE kind = 'apk' AND json_extract(CAST(facts AS TEXT), '$.package_version_code') > 0;

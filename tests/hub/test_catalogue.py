@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -458,3 +459,29 @@ async def test_the_near_name_is_found_among_many_that_begin_the_same(typed: str,
         await add_programs(hub, "org.example.notes", *(f"org.exam{number:05}" for number in range(2_000)))
         near = await hub.store.transaction(lambda transaction: near_programs(transaction, typed))
         assert "org.example.notes" in near
+
+
+async def test_a_catalogue_of_schema_2_keeps_its_installers_with_the_order_of_their_builds(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        for kind in ("apk", "deb", "wheel"):
+            await publish(hub, tmp_path, kind=kind)
+        before = await hub.catalogue.listing()
+    database = sqlite3.connect(tmp_path / "hub" / "hub.db")
+    database.executescript("""
+        UPDATE installers SET facts = CAST(json_remove(CAST(facts AS TEXT), '$.sortable_version') AS BLOB);
+        DROP TABLE aliases;
+        ALTER TABLE accounts DROP COLUMN may_publish;
+        ALTER TABLE programs DROP COLUMN retired;
+        ALTER TABLE releases DROP COLUMN channel;
+        ALTER TABLE releases DROP COLUMN yanked;
+        PRAGMA user_version = 2;
+    """)
+    database.close()
+    async with open_rooms(tmp_path) as hub:
+        after = await hub.catalogue.listing()
+        assert [one.digest for one in after] == [one.digest for one in before]
+        assert {(one.channel, one.yanked, one.retired) for one in after} == {("stable", False, False)}
+        codes = [[one.facts.sortable_version for one in told if one.kind == "apk"] for told in (before, after)]
+        assert codes[0] == codes[1] != [""]
+        again = await hub.catalogue.publish(make_installer(tmp_path, "apk", size=5_000), options("hello"))
+        assert not again.new
