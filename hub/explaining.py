@@ -228,7 +228,8 @@ def sentence_for_chosen(
     if runner_up is None:
         sentence = f"Of all installers only {label(chosen)} fits {this(device)}."
     else:
-        sentence = f"{rule[:1].upper()}{rule[1:]}: {label(chosen)} over {label(runner_up)}."
+        first, second = told_apart(chosen, runner_up)
+        sentence = f"{rule[:1].upper()}{rule[1:]}: {first} over {second}."
     if not unknown:
         return sentence
     fields = _alternatives([_FIELD_WORDS.get(field, field) for field in unknown])
@@ -275,6 +276,27 @@ def label(candidate: Candidate) -> str:
     return f"{candidate.version} ({candidate.kind}, {architectures})"
 
 
+def told_apart(one: Candidate, other: Candidate) -> tuple[str, str]:
+    """Return words for two installers of a program that are not the same, by their labels if those are not."""
+    ways: tuple[Callable[[Candidate], str], ...] = (label, _file_name, _build)
+    for way in ways:
+        if way(one) != way(other):
+            return way(one), way(other)
+    return _object(one), _object(other)
+
+
+def _file_name(candidate: Candidate) -> str:
+    return candidate.file_name or label(candidate)
+
+
+def _build(candidate: Candidate) -> str:
+    return f"{label(candidate)}, build {candidate.sortable_version or candidate.file_version}"
+
+
+def _object(candidate: Candidate) -> str:
+    return f"{label(candidate)} {candidate.digest.hex()[:12]}"
+
+
 def megabytes(size: int) -> str:
     """Return a size in bytes as people say it."""
     return f"{size / 1e6:.1f} MB"
@@ -293,7 +315,7 @@ def _range(low: str | float | None, high: str | float | None, more: str = "more"
     """Return a range in words; at least one end is given."""
     ends = [f"{end:g}" if isinstance(end, float) else str(end) for end in (low, high) if end]
     if len(ends) == 2:
-        return " to ".join(ends)
+        return " to ".join(dict.fromkeys(ends))
     return f"{ends[0]} or {more if low else less}"
 
 

@@ -12,7 +12,7 @@ from msgspec import Struct, structs
 
 from hub.candidates import Candidate, Forecast, Installed, Mismatch, Rejection
 from hub.catalogue import near_programs, read_candidates
-from hub.explaining import label
+from hub.explaining import told_apart
 from hub.matching import Match, compare_versions, forecast, match
 from hub.records import InstallerFacts
 from hub.store import Row, Transaction
@@ -152,7 +152,7 @@ class Resolver:
             digest=found.chosen.digest,
             size=found.chosen.size,
             rule=found.rule,
-            runner_up=label(found.runner_up)[:LABEL_CHARACTERS] if found.runner_up else "",
+            runner_up=told_apart(found.chosen, found.runner_up)[1][:LABEL_CHARACTERS] if found.runner_up else "",
         )
 
     def _installed(self, row: Row) -> Installed:

@@ -834,6 +834,32 @@ def test_the_choice_over_a_runner_up_is_explained_with_its_rule() -> None:
     assert found.sentence == ("Newest version: 2 (apk, arm64 and armv7) over 1 (apk, any architecture).")
 
 
+@pytest.mark.parametrize(
+    ("changes", "first", "second"),
+    [
+        ({"file_name": ("app-420.apk", "app-160.apk")}, "app-420.apk", "app-160.apk"),
+        ({"sortable_version": ("312", "311")}, "1.0 (apk, arm64), build 312", "1.0 (apk, arm64), build 311"),
+        ({"size": (99, 100)}, "1.0 (apk, arm64) 6f6e65", "1.0 (apk, arm64) 74776f"),
+    ],
+)
+def test_two_installers_that_would_be_called_the_same_are_told_apart(
+    changes: dict[str, tuple[Any, Any]], first: str, second: str
+) -> None:
+    pair = [
+        msgspec.structs.replace(
+            installer(name, architectures=("arm64",), size=100 - (name == "one")),
+            **{field: values[place] for field, values in changes.items()},
+        )
+        for place, name in enumerate(("one", "two"))
+    ]
+    assert f": {first} over {second}." in match(PHONE, tuple(pair)).sentence
+
+
+def test_a_range_of_one_value_is_said_as_that_value() -> None:
+    mismatch = only_mismatch(PHONE, installer(screen_inches_minimum=10.0, screen_inches_maximum=10.0))
+    assert mismatch.wants == "a screen of 10 inches"
+
+
 def test_an_only_candidate_and_what_could_not_be_checked_are_named() -> None:
     assert match(SILENT_PHONE, (installer(density_dpi_minimum=160),)).sentence == (
         "Of all installers only 1.0 (apk, any architecture) fits this device. "
