@@ -247,7 +247,9 @@ def describe_selector(selector: Selector) -> str:
     parts = ["/".join(selector.os_types)]
     parts += _between("API ", selector.api_level_minimum, selector.api_level_maximum)
     parts += _between("version ", *_os_versions(selector))
-    lists = (selector.architectures, selector.form_factors, selector.models, selector.features_required)
+    lists: tuple[tuple[str, ...], ...] = (
+        selector.architectures, selector.wheel_tags, selector.form_factors, selector.models, selector.features_required,
+    )  # fmt: skip
     parts.extend("/".join(values) for values in lists if values)
     parts.extend(f"not {value}" for value in (*selector.models_excluded, *selector.features_forbidden))
     parts += _between("", selector.screen_inches_minimum, selector.screen_inches_maximum, " in")

@@ -161,10 +161,11 @@ def test_the_words_for_who_an_installer_fits_leave_nothing_out() -> None:
         architectures=("arm64",), models=("Pi*",), models_excluded=("Pi 1",), form_factors=("car",),
         screen_inches_minimum=7, screen_inches_maximum=13, resolution_minimum=(1280, 720),
         density_dpi_maximum=320, features_required=("gps",), features_forbidden=("rotary",),
+        wheel_tags=("cp311-abi3-any",),
     )  # fmt: skip
     assert describe_selector(everything) == (
-        "linux, API up to 34, version 11-13, arm64, car, Pi*, gps, not Pi 1, not rotary, 7-13 in, 1280x720+ px, "
-        "up to 320 dpi"
+        "linux, API up to 34, version 11-13, arm64, cp311-abi3-any, car, Pi*, gps, not Pi 1, not rotary, 7-13 in, "
+        "1280x720+ px, up to 320 dpi"
     )
 
 
