@@ -15,6 +15,7 @@ the deadlines of `protocol.life`, which every sign of progress sets anew, and al
 counts as a failed try of the terminal, however slow the hub is.
 """
 
+from collections import deque
 from enum import Enum
 from typing import Final, TypeAlias
 
@@ -402,6 +403,7 @@ class _Upload(Struct):
 
 
 _FROM_TERMINAL: Final = frozenset({_Step.PAGES, _Step.FETCHING})  # when it is the terminal that has to do something
+_UPLOADS_REMEMBERED: Final = 16
 
 
 class Session:
@@ -429,7 +431,8 @@ class Session:
         self._revision = 0
         self._ends_told: set[str] = set()
         self._upload: _Upload | None = None
-        self._uploaded: set[bytes] = set()  # the objects of the uploads that were accepted on this connection
+        # The objects of the last uploads accepted here: what still comes of one that has ended is no violation.
+        self._uploaded: deque[bytes] = deque(maxlen=_UPLOADS_REMEMBERED)
         self._closed = False
 
     @property
@@ -802,7 +805,7 @@ class Session:
         if error is not None:
             self._upload = None
             return [self._answer_error(request.id, error)]
-        self._uploaded.add(request.object)
+        self._uploaded.append(request.object)
         self._upload.step = _Step.PAGES
         self._upload.idle_at = now + limits.UPLOAD_IDLE_SECONDS
         return [self._send(messages.PublishAccepted(re=request.id, upload=request.upload))]

@@ -549,6 +549,8 @@ class TerminalSocket:
                 digest=bytes.fromhex(published.digest),
                 new=published.new,
                 fits=published.fits[: limits.TEXT_CHARACTERS],
+                yanked=published.yanked,
+                retired=published.retired,
             )
         )
 

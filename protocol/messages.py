@@ -480,7 +480,10 @@ class PublishAccepted(Message, tag="publish_accepted", frozen=True, kw_only=True
 
 
 class Published(Message, tag="published", frozen=True, kw_only=True):
-    """Down: the upload is in the catalogue. `new` is false when these bytes were there before; `fits` is for people."""
+    """Down: the upload is in the catalogue. `new` is false when these bytes were there before; `fits` is for people.
+
+    Nobody gets what is of a `yanked` release or a `retired` program.
+    """
 
     upload: Identifier
     program: Identifier
@@ -490,6 +493,8 @@ class Published(Message, tag="published", frozen=True, kw_only=True):
     digest: Digest
     new: bool
     fits: Text
+    yanked: bool = False
+    retired: bool = False
 
 
 class ManifestPage(Message, tag="manifest", frozen=True, kw_only=True):

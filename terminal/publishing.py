@@ -77,6 +77,9 @@ async def _publish_one(place: Place, client: "Client", file: Path, options: dict
             f"{published.digest.hex()[:12]}"
         )
     )
+    if published.yanked or published.retired:
+        what = "program is retired" if published.retired else "release is yanked"
+        place.tell(f"The {what}, so nobody gets it until the hub's owner restores it.")
     return published
 
 
@@ -90,4 +93,6 @@ def _row(file: Path, published: "Published") -> dict[str, Any]:
         "digest": published.digest.hex(),
         "fits": published.fits,
         "new": published.new,
+        "yanked": published.yanked,
+        "retired": published.retired,
     }

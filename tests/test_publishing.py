@@ -142,7 +142,7 @@ async def test_the_command_publishes_several_files_and_says_which_were_refused(
 ) -> None:
     good, bad = make_installer(tmp_path, "deb"), tmp_path / "bad.deb"
     bad.write_bytes(b"nothing that installs")
-    async with builder(tmp_path) as (_, folder):
+    async with builder(tmp_path) as (hub, folder):
         assert await publish(folder, good, bad, "--channel", "beta", "--json") == 3
         output, errors = capsys.readouterr()
         [row, refused] = json.loads(output)["files"]
@@ -150,6 +150,9 @@ async def test_the_command_publishes_several_files_and_says_which_were_refused(
         assert refused["error"]["code"] == "bad-file" and "bad.deb" in errors
         assert await publish(folder, good, "--channel", "beta") == 0
         assert capsys.readouterr().out.startswith("was published before: hello 1.0 (deb, for linux) ")
+        await hub.hub.catalogue.yank("hello", "1.0")
+        assert await publish(folder, good) == 0
+        assert "The release is yanked, so nobody gets it" in capsys.readouterr().out
         assert await publish(folder, tmp_path / "none.deb") == 1
         output, errors = capsys.readouterr()
         assert output == "" and "is not a file" in errors
