@@ -232,8 +232,19 @@ def sentence_for_chosen(
         sentence = f"{rule[:1].upper()}{rule[1:]}: {first} over {second}."
     if not unknown:
         return sentence
-    fields = _alternatives([_FIELD_WORDS.get(field, field) for field in unknown])
+    fields = _alternatives(list(dict.fromkeys(_unreported(field, device) for field in unknown)))
     return f"{sentence} The device does not report its {fields}, so that could not be checked."
+
+
+def _unreported(field: str, device: DeviceInfo) -> str:
+    """Return what a device would have to report for this field to be checked."""
+    if field != "wheel_tags" or not device.python_version:
+        return _FIELD_WORDS.get(field, field)
+    if device.os_type == "linux" and not device.libc:
+        return "libc"
+    if device.os_type == "macos" and not device.os_version:
+        return _FIELD_WORDS["os_version"]
+    return "Python's architecture"  # the wheel is for another one that the device runs
 
 
 def sentence_for_unpublished(candidates: Sequence[Candidate], version: str) -> str:

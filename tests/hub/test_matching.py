@@ -855,6 +855,27 @@ def test_two_installers_that_would_be_called_the_same_are_told_apart(
     assert f": {first} over {second}." in match(PHONE, tuple(pair)).sentence
 
 
+@pytest.mark.parametrize(
+    ("changes", "tag", "what"),
+    [
+        ({"python_version": ""}, "cp312-cp312-macosx_11_0_arm64", "Python"),
+        ({"os_version": ""}, "cp312-cp312-macosx_11_0_arm64", "OS version"),
+        ({"os_type": "linux"}, "cp312-cp312-manylinux_2_28_aarch64", "libc"),
+        ({}, "cp312-cp312-macosx_11_0_x86_64", "Python's architecture"),
+    ],
+)
+def test_what_would_have_to_be_reported_for_a_wheel_is_named(changes: dict[str, Any], tag: str, what: str) -> None:
+    mac = DeviceInfo(
+        model="Mac", os_type="macos", os_version="14.5", architectures=("arm64", "x86_64"), installer_kinds=("wheel",),
+        python_version="3.12.1",
+    )  # fmt: skip
+    found = match(
+        msgspec.structs.replace(mac, **changes),
+        (installer(kind="wheel", os_types=("macos", "linux"), wheel_tags=(tag,)),),
+    )
+    assert found.sentence.endswith(f"The device does not report its {what}, so that could not be checked.")
+
+
 def test_a_range_of_one_value_is_said_as_that_value() -> None:
     mismatch = only_mismatch(PHONE, installer(screen_inches_minimum=10.0, screen_inches_maximum=10.0))
     assert mismatch.wants == "a screen of 10 inches"
