@@ -459,6 +459,6 @@ async def _add_rows(transaction: Transaction, entry: Entry, stored: StoredObject
         size=stored.size,
         now=now,
     )
-    for os_type in facts.selector.os_types if entry.program else ():
+    for os_type in facts.selector.os_types:  # so that its next version belongs there too, whoever publishes it
         await transaction.rows("add_alias", os_type=os_type, package_name=facts.package_name, program_id=program)
     return True

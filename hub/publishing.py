@@ -222,8 +222,9 @@ def catalogue_show(program: str, data: str | None, config_file: Path | None, as_
 def _show_program(found: dict[str, Any]) -> None:
     retired = f" (retired: `lockstep-hub catalogue restore {found['program']}` brings it back)" * found["retired"]
     click.echo(f"{found['program']}: {found['title']}{retired}")
-    if found["aliases"]:
-        click.echo("known as " + ", ".join(f"{alias['package']} on {alias['os']}" for alias in found["aliases"]))
+    others = [alias for alias in found["aliases"] if alias["package"] != found["program"]]
+    if others:
+        click.echo("known as " + ", ".join(f"{alias['package']} on {alias['os']}" for alias in others))
     installers = [one for release in found["releases"] for one in release["installers"]]
     platforms = sorted({platform for one in installers for platform in _platforms(one)})
     rows = [

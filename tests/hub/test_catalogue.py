@@ -271,6 +271,9 @@ async def test_a_package_name_goes_to_the_program_it_was_given_once_and_to_no_ot
         assert (await hub.catalogue.publish(first, options())).program == "greet", "the same bytes are where they are"
         third = make_installer(tmp_path, "deb", version="3.0")
         assert (await hub.catalogue.publish(third, options())).program == "hello"
+        fourth = make_installer(tmp_path, "deb", version="4.0")
+        with pytest.raises(ConflictError, match="means program 'hello'"):
+            await hub.catalogue.publish(fourth, options("greet"))
 
 
 async def test_an_alias_is_given_and_taken_by_hand_and_belongs_to_one_program(tmp_path: Path) -> None:
@@ -286,7 +289,8 @@ async def test_an_alias_is_given_and_taken_by_hand_and_belongs_to_one_program(tm
         with pytest.raises(UnknownNameError, match="no alias"):
             await alias("hello", "org.hello", ("windows",), remove=True)
         found = await hub.catalogue.program("hello")
-        assert [(one.os, one.package) for one in found.aliases] == [("android", "org.hello"), ("ios", "org.hello")]
+        known = [("android", "org.hello"), ("ios", "org.hello"), ("linux", "hello")]
+        assert [(one.os, one.package) for one in found.aliases] == known
 
 
 # --- releases -------------------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def test_a_program_is_shown_by_release_and_platform(operator: Operator, tmp_path
     shown = lines_of(operator.says("catalogue", "show", "hello"))
     assert [[cell.strip() for cell in line] for line in shown] == [
         ["hello: hello for tests"],
-        ["known as org.example.hello on android, hello on linux"],
+        ["known as org.example.hello on android"],
         ["RELEASE", "android", "linux", "linux arm64"],
         ["2.0 (beta)", "-", "deb 20.2 KiB", "-"],
         ["1.0 (yanked)", "apk 2.7 KiB", "-", "deb 20.2 KiB"],
