@@ -46,6 +46,7 @@ class Catalogue:
     def __init__(self, store: Store, objects: Objects) -> None:
         self._store = store
         self._objects = objects
+        self._placing = asyncio.Lock()  # one after the other, or a refused one's bytes would stay
 
     async def publish(self, path: Path, options: PublishOptions, name: str = "") -> Published:
         """Publish one installer file, with what the sidecar beside it says; `name` is its own where `path` is a copy.
@@ -69,9 +70,10 @@ class Catalogue:
             assert row is not None
             return structs.replace(_published(row), new=new)
 
-        await self._store.transaction(check)  # before anything is stored, and once more with the rows
-        stored = await asyncio.to_thread(self._objects.add, path, digest)
-        return await self._store.transaction(add)
+        async with self._placing:
+            await self._store.transaction(check)  # before anything is stored, and once more with the rows
+            stored = await asyncio.to_thread(self._objects.add, path, digest)
+            return await self._store.transaction(add)
 
     async def listing(self, after: str = "") -> list[Published]:
         """Every installer of the next programs after the program `after`, by program and newest release first.

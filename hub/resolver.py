@@ -33,10 +33,14 @@ REJECTIONS_TOLD: Final = 1_000
 
 
 class Choice(Struct, frozen=True):
-    """What a request for a program may choose from; `nothing` says why where that is nothing."""
+    """What a request for a program may choose from; `nothing` says why where that is nothing.
+
+    `note` is a sentence to add to whatever was chosen, with a space before it.
+    """
 
     candidates: tuple[Candidate, ...]
     nothing: str = ""
+    note: str = ""
 
 
 async def read_choice(transaction: Transaction, program: str, channel: str, version: str) -> Choice:
@@ -61,7 +65,9 @@ async def read_choice(transaction: Transaction, program: str, channel: str, vers
     if version:
         _check_version(program, version, releases)
     candidates = await read_candidates(transaction, program, channel, version)
-    return Choice(candidates, "" if candidates else _why_nothing(program, channel, releases))
+    nothing = "" if candidates else _why_nothing(program, channel, releases)
+    is_missed = bool(channel) and not version and channel not in ("stable", *(row["channel"] for row in releases))
+    return Choice(candidates, nothing, f" {program} has no release in the channel {channel}." if is_missed else "")
 
 
 def _check_version(program: str, version: str, releases: list[Row]) -> None:
@@ -93,7 +99,7 @@ async def match_device(
     """
     choice = await read_choice(transaction, program, channel, version)
     found = match(device, choice.candidates, version=version, listed=REJECTIONS_TOLD)
-    return structs.replace(found, sentence=choice.nothing) if choice.nothing else found
+    return structs.replace(found, sentence=choice.nothing or found.sentence + choice.note)
 
 
 class Resolver:
@@ -123,7 +129,8 @@ class Resolver:
             first = base.forecasts[0]
             return structs.replace(base, state="no_match", reason=first.code, detail=first.detail)
         when = " It is sent when the device is back." if reason_to_wait == "offline" else ""
-        return structs.replace(base, state="queued", reason=reason_to_wait, detail=_bounded(found.sentence + when))
+        detail = _bounded(found.sentence + self._choice.note + when)
+        return structs.replace(base, state="queued", reason=reason_to_wait, detail=detail)
 
     def _match(self, device: DeviceInfo) -> tuple[Match, TargetRow]:
         """Return the match and what the rows of all such devices have in common."""

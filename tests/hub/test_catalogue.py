@@ -323,7 +323,7 @@ async def test_a_second_file_for_the_same_devices_is_refused_and_a_newer_build_i
         assert await candidates(hub) == [("1.0-1", "stable"), ("1.0-1", "stable"), ("1.0-2", "stable")]
 
 
-async def test_of_two_files_for_the_same_devices_at_the_same_time_one_gets_in(tmp_path: Path) -> None:
+async def test_of_two_files_for_the_same_devices_at_the_same_time_one_gets_in_and_nothing_of_the_other_stays(tmp_path: Path) -> None:
     async with open_rooms(tmp_path) as hub:
         files = []
         for seed in (1, 2):
@@ -334,6 +334,7 @@ async def test_of_two_files_for_the_same_devices_at_the_same_time_one_gets_in(tm
         )
         assert sorted(type(result).__name__ for result in results) == ["ConflictError", "Published"]
         assert len(await candidates(hub)) == 1
+        assert len(hub.objects.digests()) == 1, "the bytes of the refused one are not kept"
 
 
 async def test_a_channel_is_asked_for_by_name_and_a_pinned_version_is_found_in_any(tmp_path: Path) -> None:

@@ -165,6 +165,8 @@ async def test_a_channel_is_taken_beside_stable_and_a_named_version_is_found_in_
             "2.0",
             "2.0",
         ]
+        assert " hello has no release in the channel bata." in (await planned(channel="bata")).detail
+        assert "no release" not in (await planned(channel="beta")).detail
         await hub.catalogue.yank("hello", "1.0")
         row = await planned()
         assert (row.state, row.reason) == ("no_match", "no-installer")
