@@ -323,7 +323,9 @@ async def test_a_second_file_for_the_same_devices_is_refused_and_a_newer_build_i
         assert await candidates(hub) == [("1.0-1", "stable"), ("1.0-1", "stable"), ("1.0-2", "stable")]
 
 
-async def test_of_two_files_for_the_same_devices_at_the_same_time_one_gets_in_and_nothing_of_the_other_stays(tmp_path: Path) -> None:
+async def test_of_two_files_for_the_same_devices_at_the_same_time_one_gets_in_and_nothing_of_the_other_stays(
+    tmp_path: Path,
+) -> None:
     async with open_rooms(tmp_path) as hub:
         files = []
         for seed in (1, 2):
