@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
 from hub.candidates import Candidate, Mismatch
-from hub.versions import version_key
+from hub.versions import compare_versions, version_key
 from protocol.device import Architecture, DeviceInfo, FormFactor, OsType
+
+NEWEST: Final = "newest version"
 
 _OS_TITLES: Final[dict[OsType, str]] = {
     "android": "Android",
@@ -228,7 +230,10 @@ def sentence_for_chosen(
     if runner_up is None:
         sentence = f"Of all installers only {label(chosen)} fits {this(device)}."
     else:
-        first, second = told_apart(chosen, runner_up)
+        words = told_apart(chosen, runner_up)
+        if rule == NEWEST and compare_versions(chosen.version, runner_up.version) < 0:  # an epoch, or a version code
+            words = _build(chosen), _build(runner_up)
+        first, second = words
         sentence = f"{rule[:1].upper()}{rule[1:]}: {first} over {second}."
     if not unknown:
         return sentence

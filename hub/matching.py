@@ -417,7 +417,7 @@ def _digest_rank(_device: DeviceInfo, judged: Judged) -> tuple[bytes, str]:
 
 RULES: Final = (
     Rule("exact model named", _each(_exact_model_rank)),
-    Rule("newest version", _version_ranks),
+    Rule(explaining.NEWEST, _version_ranks),
     Rule("more specific model", _each(_model_rank)),
     Rule("preferred architecture", _each(_architecture_rank)),
     Rule("preferred installer kind", _each(_kind_rank)),

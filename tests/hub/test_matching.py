@@ -855,6 +855,16 @@ def test_two_installers_that_would_be_called_the_same_are_told_apart(
     assert f": {first} over {second}." in match(PHONE, tuple(pair)).sentence
 
 
+def test_where_the_newest_does_not_look_it_the_sentence_shows_what_was_compared() -> None:
+    new, old = (
+        msgspec.structs.replace(installer(name, version=name, kind="deb", os_types=("linux",)), sortable_version=build)
+        for name, build in (("0.5", "2:0.5-1"), ("1.10", "1.10-1"))
+    )
+    found = match(DeviceInfo(model="PC", os_type="linux", installer_kinds=("deb",)), (old, new))
+    assert found.chosen == new
+    assert "build 2:0.5-1 over 1.10" in found.sentence
+
+
 @pytest.mark.parametrize(
     ("changes", "tag", "what"),
     [
