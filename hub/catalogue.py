@@ -24,7 +24,7 @@ from hub.inspection import inspect_safely
 from hub.inspectors import open_installer, told_of
 from hub.inspectors.sidecar import SUFFIX
 from hub.matching import Candidate, Selector
-from hub.merging import STABLE, Entry, check_channel, merge
+from hub.merging import STABLE, Entry, check_channel, check_file_name, merge
 from hub.merging import PublishOptions as PublishOptions  # offered here too: whoever publishes needs both
 from hub.objects import Objects
 from hub.records import Alias, InstallerFacts, Program, Published, Release, StoredObject
@@ -55,6 +55,7 @@ class Catalogue:
         contradicts the header or what is published already, RefusedError where it is too large or the disk too full.
         """
         name = name or path.name
+        check_file_name(name)
         if name.endswith(SUFFIX):
             raise UsageError(f"{name} is a sidecar.", hint="Publish the file that it stands beside.")
         # Before the file is looked at, so that what is stored, which is held against it, is what was looked at.

@@ -53,8 +53,9 @@ def inspect(files: tuple[Path, ...], as_json: bool) -> None:
 
 async def _report(file: Path) -> Report:
     from hub.inspection import inspect_safely
-    from hub.merging import PublishOptions, merge
+    from hub.merging import PublishOptions, check_file_name, merge
 
+    check_file_name(file.name)
     entry = merge(file.name, await inspect_safely(file), PublishOptions())
     with file.open("rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()

@@ -140,13 +140,15 @@ _RANGES: Final[dict[str, Callable[[Any], Any]]] = {
 
 
 def _check_selector(file_name: str, selector: Selector) -> None:
-    """Refuse a range that ends before it begins and a model both named and excluded. Raises UsageError."""
+    """Refuse a range that ends before it begins, and a model or feature both asked for and not. Raises UsageError."""
     for name, key in _RANGES.items():
         low, high = getattr(selector, f"{name}_minimum"), getattr(selector, f"{name}_maximum")
         if low and high and key(low) > key(high):
             raise UsageError(f"For {file_name} {name.replace('_', ' ')} {low} to {high} was given: nothing fits that.")
     if both := set(selector.models) & set(selector.models_excluded):
         raise UsageError(f"For {file_name} the model {both.pop()!r} was both named and excluded.")
+    if both := set(selector.features_required) & set(selector.features_forbidden):
+        raise UsageError(f"For {file_name} the feature {both.pop()!r} was both required and forbidden.")
 
 
 def check_program_id(program: str) -> None:
@@ -165,6 +167,12 @@ def check_channel(channel: str) -> None:
             f"{channel[:80]!r} is not a channel.",
             hint='"stable" and "beta" are two; lower-case letters, digits and . _ - make one, 64 at most.',
         )
+
+
+def check_file_name(file_name: str) -> None:
+    """Refuse a name of several lines, or one that would steer a terminal it is shown on. Raises UsageError."""
+    if not file_name.strip() or not file_name.isprintable():
+        raise UsageError(f"{file_name[:80]!r} is not one printable line.", hint="Rename the file.", code="bad-name")
 
 
 def _check_texts(entry: Entry) -> None:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 import click
 
 from hub.commandline import ask_hub, data_option, json_option, run, show, table
-from protocol.device import Architecture, FormFactor, OsType
-from protocol.errors import LockstepError, UsageError
+from protocol.device import FORM_FACTORS, OsType
+from protocol.errors import BadFileError, LockstepError, UsageError
 
 if TYPE_CHECKING:
     from hub.watch import WatchedFolder
@@ -22,37 +22,30 @@ _LOOK_SECONDS: Final = 1.0
 # Refusals that are not the file's: tried again by themselves.
 _MAY_PASS: Final = frozenset({"unavailable", "disk-full", "store-full", "disk-failed", "in-use"})
 
+_OS_TYPES: Final = click.Choice(get_args(OsType), case_sensitive=False)
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _choice(values: Any) -> click.Choice[str]:
-    return click.Choice(get_args(values), case_sensitive=False)
-
-
-_SELECTOR_OPTIONS: Final = {
-    "os_types": click.option("--os", "os_types", multiple=True, type=_choice(OsType), help="OS it is for."),
-    "architectures": click.option(
-        "--architecture", "architectures", multiple=True, type=_choice(Architecture), help="Architecture it is for."
-    ),
-    "models": click.option("--model", "models", multiple=True, help="Model it is for; * and ? allowed."),
-    "models_excluded": click.option("--exclude-model", "models_excluded", multiple=True, help="Model it is not for."),
-    "form_factors": click.option(
-        "--form-factor", "form_factors", multiple=True, type=_choice(FormFactor), help="Form factor it is for."
-    ),
-    "features_required": click.option("--feature", "features_required", multiple=True, help="Feature it needs."),
-    "features_forbidden": click.option(
-        "--without-feature", "features_forbidden", multiple=True, help="Feature of devices it is not for."
-    ),
-    "resolution": click.option("--resolution", help="Pixels: 1920x1080, or a range 1280x720-3840x2160."),
-    "screen_inches": click.option("--screen-inches", help="Diagonal: 10, or a range 7-13."),
-    "density_dpi": click.option("--density", "density_dpi", help="Dots per inch: 320, or a range 160-480."),
-    "os_version": click.option("--os-version", help="OS versions: 12-14, 12-, -14, or 12 for every 12.x."),
-    "api_level": click.option("--api-level", help="Android API levels: 24-33, 24- or 24 for 24 and newer."),
-}
+# Named as the keys of a sidecar, which reads what they are given.
+_SELECTOR_OPTIONS: Final = (
+    click.option("--os", multiple=True, help='OS it is for; with its version: "android 12".'),
+    click.option("--architecture", multiple=True, help="Architecture it is for, by any usual name."),
+    click.option("--model", multiple=True, help="Model it is for; * and ? allowed."),
+    click.option("--exclude-model", multiple=True, help="Model it is not for."),
+    click.option("--form-factor", multiple=True, help=f"Form factor it is for: {', '.join(FORM_FACTORS)}."),
+    click.option("--feature", multiple=True, help="Feature it needs."),
+    click.option("--without-feature", multiple=True, help="Feature of devices it is not for."),
+    click.option("--resolution", help="Pixels: 1920x1080, or a range 1280x720-3840x2160."),
+    click.option("--screen-inches", help="Diagonal: 10, or a range 7-13."),
+    click.option("--density", help="Dots per inch: 320, or a range 160-480."),
+    click.option("--os-version", help="OS versions: 12-14, 12-, -14, or 12 for every 12.x."),
+    click.option("--api-level", help="Android API levels: 24-33, 24- or 24 for 24 and newer."),
+)
 
 
 def _selector_options(command: F) -> F:
-    for option in reversed(_SELECTOR_OPTIONS.values()):
+    for option in reversed(_SELECTOR_OPTIONS):
         command = option(command)
     return command
 
@@ -309,7 +302,7 @@ def catalogue_channel(
 @catalogue.command("alias")
 @click.argument("program")
 @click.argument("package")
-@click.option("--os", "os_types", multiple=True, required=True, type=_choice(OsType), help="System that calls it so.")
+@click.option("--os", "os_types", multiple=True, required=True, type=_OS_TYPES, help="System that calls it so.")
 @click.option("--remove", is_flag=True, help="It is called so no longer.")
 @data_option
 @json_option
@@ -338,35 +331,12 @@ def _unless_changed(result: dict[str, Any]) -> str:
 
 
 def _given(selector: dict[str, Any]) -> dict[str, Any]:
-    """Turn the options of `publish` into fields of a Selector. Raises UsageError for a range that is none."""
-    given: dict[str, Any] = {}
-    for name, value in selector.items():
-        if value in (None, ()):
-            continue
-        if name in ("resolution", "screen_inches", "density_dpi", "os_version", "api_level"):
-            low, high = _range(name, value)
-            bounds = ((f"{name}_minimum", low), (f"{name}_maximum", high))
-            given |= {key: bound for key, bound in bounds if bound != ""}
-        else:
-            given[name] = list(value)
-    return given
+    """Turn the options of `publish` into fields of a Selector. Raises UsageError for a value that means nothing."""
+    from hub.inspectors.sidecar import given_of
 
-
-def _range(name: str, text: str) -> tuple[Any, Any]:
-    low, separator, high = text.partition("-")
-    if not separator:
-        high = {"os_version": f"{low.partition('.')[0]}.*", "api_level": ""}.get(name, low)
+    values = {key: list(value) if isinstance(value, tuple) else value for key, value in selector.items()}
+    said = {key: value for key, value in values.items() if value not in (None, [])}
     try:
-        return _bound(name, low), _bound(name, high)
-    except ValueError:
-        option = f"--{name.replace('_dpi', '').replace('_', '-')}"
-        raise UsageError(f"{option} {text!r} is not a value or a range MINIMUM-MAXIMUM.") from None
-
-
-def _bound(name: str, text: str) -> Any:
-    if not text or name == "os_version":
-        return text
-    if name == "resolution":
-        width, height = text.lower().split("x")
-        return [int(width), int(height)]
-    return float(text) if name == "screen_inches" else int(text)
+        return given_of(said, lambda key: f"--{key.replace('_', '-')}")
+    except BadFileError as error:
+        raise UsageError(error.message, hint=error.hint) from None

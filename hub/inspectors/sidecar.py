@@ -44,7 +44,7 @@ OS_TYPES: Final = tuple(name for name in get_args(OsType) if name != "other")
 
 _OS: Final = re.compile(r"([A-Za-z]+)\s*([0-9][0-9.]*)?")
 _OS_VERSION: Final = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9}){0,5}")
-_OS_VERSION_WANTED: Final = 'in quotes "12" (12 within its major), "12-14", "12-" or "-14"'
+_OS_VERSION_WANTED: Final = '"12" (12 within its major), "12-14", "12-" or "-14"'
 _PIXELS: Final = re.compile(r"([0-9]{1,6})[x*×]([0-9]{1,6})")
 _NUMBER: Final = re.compile(r"[0-9]{1,6}")
 _DECIMAL: Final = re.compile(r"[0-9]{1,4}(?:\.[0-9]{1,4})?")
@@ -68,7 +68,22 @@ def parse(content: bytes, name: str) -> Sidecar:
     try:
         return _sidecar(_values(content))
     except BadFileError as error:
-        raise BadFileError(f"{name}: {error.message}", hint=error.hint) from error
+        hint = error.hint or f"Mend {name}: the operator's guide says what each of its keys takes."
+        raise BadFileError(f"{name}: {error.message}", hint=hint) from error
+
+
+def given_of(values: dict[str, Any], called: Callable[[str], str]) -> dict[str, Any]:
+    """Return the fields of `Selector` that values by key mean, each a text or a list of texts; other keys are not read.
+
+    `called` makes of a key what the error calls it. Raises BadFileError for the first value that means nothing.
+    """
+    given: dict[str, Any] = {}
+    for key, read in _SELECTORS.items():
+        if key in values:
+            _add(given, called(key), read(called(key), values[key]))
+    if len(given.get("os_types", ())) > 1 and {"os_version_minimum", "os_version_maximum"} & set(given):
+        raise BadFileError("an OS version is given for several systems.", hint="Publish one installer for each.")
+    return given
 
 
 def facts_of(sidecar: Sidecar, kind: InstallerKind | Literal[""], name: str) -> InstallerFacts:
@@ -149,79 +164,78 @@ def _sidecar(values: dict[str, Any]) -> Sidecar:
             near = difflib.get_close_matches(key[:NAME_CHARACTERS], (*_TEXTS, *_SELECTORS), 1)
             hint = f"Did you mean {near[0]}?" if near else f"Known are: {', '.join((*_TEXTS, *_SELECTORS))}."
             raise BadFileError(f"it has the key {key[:NAME_CHARACTERS]!r}, which means nothing here.", hint=hint)
-    texts = {key: _line(key, values[key], _TEXTS[key]) for key in _TEXTS if key in values}
+    texts = {key: _line(_called(key), values[key], _TEXTS[key]) for key in _TEXTS if key in values}
     if "kind" in texts:
-        texts["kind"] = _one_of("kind", texts["kind"], {kind: kind for kind in KINDS})
-    given: dict[str, Any] = {}
-    for key in _SELECTORS:
-        if key in values:
-            _add(given, key, _SELECTORS[key](key, values[key]))
-    if len(given.get("os_types", ())) > 1 and {"os_version_minimum", "os_version_maximum"} & set(given):
-        raise BadFileError("it gives an OS version for several systems.", hint="Publish one installer for each.")
-    return msgspec.convert({**texts, "given": given}, Sidecar)
+        texts["kind"] = _one_of(_called("kind"), texts["kind"], {kind: kind for kind in KINDS})
+    return msgspec.convert({**texts, "given": given_of(values, _called)}, Sidecar)
 
 
-def _add(given: dict[str, Any], key: str, fields: dict[str, Any]) -> None:
+def _called(key: str) -> str:
+    return f"its {key}"
+
+
+def _add(given: dict[str, Any], called: str, fields: dict[str, Any]) -> None:
     """Add the fields of one key. A field is said once, or which of the two held would depend on their order."""
     if set(fields) & set(given):
-        raise BadFileError(f"its {key} says a second time what another line says.", hint=f"Leave {key} out.")
+        raise BadFileError(f"{called} says a second time what is said already.", hint="Say it once.")
     given |= fields
 
 
 # --- values, each read to what the catalogue takes ------------------------------------------------------------------
 
 
-def _line(key: str, value: object, characters: int, wanted: str = "") -> str:
+def _line(called: str, value: object, characters: int, wanted: str = "") -> str:
     if not isinstance(value, str) or not value.strip() or len(value) > characters or not value.isprintable():
-        raise _wrong(key, value, wanted or f"one line of 1 to {characters} characters in quotes")
+        quotes = "" if isinstance(value, str) else " in quotes"
+        raise _wrong(called, value, wanted or f"one line of 1 to {characters} printable characters{quotes}")
     return value.strip()
 
 
-def _lines(key: str, value: object) -> list[str]:
+def _lines(called: str, value: object) -> list[str]:
     values = value if isinstance(value, list) else [value]
     if not 1 <= len(values) <= VALUES:
-        raise _wrong(key, value, f"a list of 1 to {VALUES} texts")
-    return [_line(key, one, NAME_CHARACTERS) for one in values]
+        raise _wrong(called, value, f"a list of 1 to {VALUES} texts")
+    return [_line(called, one, NAME_CHARACTERS) for one in values]
 
 
 def _texts(field: str) -> Callable[[str, object], dict[str, Any]]:
-    return lambda key, value: {field: _lines(key, value)}
+    return lambda called, value: {field: _lines(called, value)}
 
 
 def _names(field: str, known: dict[str, str]) -> Callable[[str, object], dict[str, Any]]:
-    def read(key: str, value: object) -> dict[str, Any]:
-        names = [_one_of(key, one, known) for one in _lines(key, value)]
+    def read(called: str, value: object) -> dict[str, Any]:
+        names = [_one_of(called, one, known) for one in _lines(called, value)]
         return {field: list(dict.fromkeys(names))}
 
     return read
 
 
-def _one_of(key: str, text: str, known: dict[str, str]) -> str:
+def _one_of(called: str, text: str, known: dict[str, str]) -> str:
     if text.lower() not in known:
-        raise _wrong(key, text, f"one of {', '.join(known)}", difflib.get_close_matches(text.lower(), known, 1))
+        raise _wrong(called, text, f"one of {', '.join(known)}", difflib.get_close_matches(text.lower(), known, 1))
     return known[text.lower()]
 
 
-def _os(key: str, value: object) -> dict[str, Any]:
+def _os(called: str, value: object) -> dict[str, Any]:
     """Read "ios 7", a system and its versions, or a list of systems."""
     fields: dict[str, Any] = {"os_types": []}
-    for text in _lines(key, value):
+    for text in _lines(called, value):
         found = _OS.fullmatch(text)
         if found is None:
-            raise _wrong(key, text, 'a system such as "android", or with its version "android 12"')
-        fields["os_types"].append(_one_of(key, found[1], {name: name for name in OS_TYPES}))
+            raise _wrong(called, text, 'a system such as "android", or with its version "android 12"')
+        fields["os_types"].append(_one_of(called, found[1], {name: name for name in OS_TYPES}))
         if found[2]:
-            _add(fields, key, _os_version(key, found[2]))
+            _add(fields, called, _os_version(called, found[2]))
     fields["os_types"] = list(dict.fromkeys(fields["os_types"]))
     return fields
 
 
-def _os_version(key: str, value: object) -> dict[str, Any]:
-    text = _line(key, value, NAME_CHARACTERS, _OS_VERSION_WANTED)
+def _os_version(called: str, value: object) -> dict[str, Any]:
+    text = _line(called, value, NAME_CHARACTERS, _OS_VERSION_WANTED)
     low, separator, high = (part.strip() for part in text.partition("-"))
     ends = [end for end in (low, high.removesuffix(".*")) if end]
     if not ends or not all(_OS_VERSION.fullmatch(end) for end in ends):
-        raise _wrong(key, value, _OS_VERSION_WANTED)
+        raise _wrong(called, value, _OS_VERSION_WANTED)
     if not separator:
         high = f"{low.partition('.')[0]}.*"
     return _bounds("os_version", low, high)
@@ -230,9 +244,9 @@ def _os_version(key: str, value: object) -> dict[str, Any]:
 def _range(field: str, bound: Callable[[str], Any], wanted: str) -> Callable[[str, object], dict[str, Any]]:
     """Read a number, or a text with one or a range; a bare value is both ends, of an API level the lower."""
 
-    def read(key: str, value: object) -> dict[str, Any]:
+    def read(called: str, value: object) -> dict[str, Any]:
         number = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
-        text = _line(key, str(value) if number else value, NAME_CHARACTERS, wanted)
+        text = _line(called, str(value) if number else value, NAME_CHARACTERS, wanted)
         low, separator, high = (part.strip() for part in text.partition("-"))
         if not separator and field != "api_level":
             high = low
@@ -241,7 +255,7 @@ def _range(field: str, bound: Callable[[str], Any], wanted: str) -> Callable[[st
         except ValueError:
             fields = {}
         if not fields:
-            raise _wrong(key, value, wanted)
+            raise _wrong(called, value, wanted)
         return fields
 
     return read
@@ -278,13 +292,13 @@ def _refuse_nought() -> Any:
     raise ValueError("out of range")
 
 
-def _wrong(key: str, value: object, wanted: str, near: list[str] | None = None) -> BadFileError:
+def _wrong(called: str, value: object, wanted: str, near: list[str] | None = None) -> BadFileError:
     if isinstance(value, dict | list):  # it may be nested thousands deep, which its text would follow
         shown = "a table" if isinstance(value, dict) else "a list"
     else:
         shown = repr(value)[:80] if isinstance(value, str) else str(value)[:80].lower()
     hint = f"Did you mean {near[0]}?" if near else ""
-    return BadFileError(f"its {key} is {shown}; wanted is {wanted}.", hint=hint)
+    return BadFileError(f"{called} is {shown}; wanted is {wanted}.", hint=hint)
 
 
 # What is text, and how many characters it may have.

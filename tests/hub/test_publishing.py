@@ -11,7 +11,6 @@ from hub.catalogue import PROGRAMS_PER_PAGE
 from hub.cli import main
 from hub.publishing import _given
 from hub.store import Store, Transaction
-from protocol.errors import UsageError
 from tests.harness.installers import make_installer
 from tests.hub.test_cli import hub
 
@@ -171,7 +170,12 @@ def test_files_or_a_folder_have_to_be_named(operator: Operator, tmp_path: Path) 
         ({"api_level": "24-33"}, {"api_level_minimum": 24, "api_level_maximum": 33}),
         ({"screen_inches": "10"}, {"screen_inches_minimum": 10.0, "screen_inches_maximum": 10.0}),
         ({"resolution": "1280x720-"}, {"resolution_minimum": [1280, 720]}),
-        ({"features_forbidden": ("touch",), "models": ()}, {"features_forbidden": ["touch"]}),
+        ({"without_feature": ("touch",), "model": ()}, {"features_forbidden": ["touch"]}),
+        ({"architecture": ("amd64", "aarch64")}, {"architectures": ["x86_64", "arm64"]}),
+        (
+            {"os": ("android 4.0.1",)},
+            {"os_types": ["android"], "os_version_minimum": "4.0.1", "os_version_maximum": "4.*"},
+        ),
     ],
 )
 def test_a_bare_value_and_a_range_mean_what_the_sidecar_means_by_them(
@@ -180,6 +184,36 @@ def test_a_bare_value_and_a_range_mean_what_the_sidecar_means_by_them(
     assert _given(option) == given
 
 
-def test_what_is_no_range_is_refused_by_its_option(operator: Operator) -> None:
-    with pytest.raises(UsageError, match="--api-level 'x' is not"):
-        _given({"api_level": "x"})
+@pytest.mark.parametrize(
+    ("option", "value", "wanted"),
+    [
+        ("--os-version", "foo", '"12-14"'),
+        ("--os-version", "", '"12-14"'),
+        ("--os-version", "1..2", '"12-14"'),
+        ("--density", "9" * 23, "dots per inch"),
+        ("--api-level", "x", "an API level"),
+        ("--resolution", "1920", "1920x1080"),
+        ("--model", "two\nlines", "printable"),
+        ("--model", "\x1b[31m", "printable"),
+        ("--architecture", "z80", "x86_64"),
+        ("--os", "lunux", "Did you mean linux?"),
+    ],
+)
+def test_a_value_that_means_nothing_is_refused_by_its_option_with_what_is_wanted(
+    option: str, value: str, wanted: str, operator: Operator, tmp_path: Path
+) -> None:
+    result = operator.run("publish", str(make_installer(tmp_path, "deb")), option, value)
+    assert result.exit_code == 2
+    assert f"{option} is {value!r}; wanted is " in result.stderr and wanted in result.stderr
+    assert not operator.data.exists()
+
+
+def test_what_no_device_could_meet_and_a_name_of_two_lines_are_refused(operator: Operator, tmp_path: Path) -> None:
+    installer = make_installer(tmp_path, "deb")
+    both = operator.is_refused("publish", str(installer), "--feature", "nfc", "--without-feature", "nfc")
+    assert "'nfc' was both required and forbidden" in both
+    renamed = installer.rename(tmp_path / "a\x1b[31m\nb.deb")
+    for command in ("publish", "inspect"):
+        assert "'a\\x1b[31m\\nb.deb' is not one printable line. Rename the file." in operator.is_refused(
+            command, str(renamed)
+        )
