@@ -121,11 +121,15 @@ class Installations:
             self._end(offer, failure(offer, result.reason, result.detail))
 
     async def _version_before(self, offer: Offer) -> str | None:
-        """Return what the system has; the wanted version when nobody can say. Raises when its tool is busy."""
+        """Return what the system has; the wanted version when nobody can say. Raises when its tool is busy.
+
+        Whatever else a runner raises must not end the connection: before the mark is on the disk no start is counted,
+        so the hub would offer the same again without end.
+        """
         runner = self._runners.get(offer.installer.installer_kind)
         try:
             return await runner.installed_version(offer.installer.package_name) if runner else None
-        except (LockstepError, OSError) as error:
+        except Exception as error:
             if isinstance(error, LockstepError) and error.code == "runner-busy":
                 raise
             return offer.installer.version
@@ -138,7 +142,7 @@ class Installations:
         try:
             return await self._runners[kind].install(self._task(offer))
         except Exception as error:  # a runner promises a result; one that breaks its promise must not hang the delivery
-            detail = f"The runner for {kind} broke off: {type(error).__name__}: {error}"
+            detail = _broke_off(offer, error)
             return InstallResult(ok=False, reason="runner-failed", detail=detail, installed_version="")
 
     def _task(self, offer: Offer) -> InstallTask:
@@ -170,6 +174,9 @@ class Installations:
             version = await self._ask(offer)
         except (LockstepError, OSError) as error:
             self._end(offer, failure(offer, "outcome-unknown", str(error)))
+            return
+        except Exception as error:  # as above: broken off, it would be asked again at each connection, without end
+            self._end(offer, failure(offer, "outcome-unknown", _broke_off(offer, error)))
             return
         if version != wanted:
             self._did_not_happen(mark)
@@ -263,6 +270,10 @@ def outcome_words(report: messages.State) -> str:
 def name_of(offer: Offer) -> str:
     """Return what an offer brings, in words."""
     return f"{offer.installer.program} {offer.installer.version}"
+
+
+def _broke_off(offer: Offer, error: Exception) -> str:
+    return f"The runner for {offer.installer.installer_kind} broke off: {type(error).__name__}: {error}"
 
 
 def _interrupted(offer: Offer, starts: int) -> messages.State:

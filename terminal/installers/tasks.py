@@ -16,15 +16,17 @@ from protocol.device import InstallerKind
 from protocol.errors import BadFileError, LockstepError, UnavailableError
 
 DETAIL_CHARACTERS: Final = 1_000
-PACKAGE_NAME_CHARACTERS: Final = 255
+PACKAGE_NAME_BYTES: Final = 255  # a runner may name a folder by it
 
-# Debian Policy 5.6.7; the core metadata specification's `Name`; Android's application id. None lets a name start with
-# "-" (an option to the tool) or hold "/" (a path).
+# Debian Policy 5.6.7; the core metadata specification's `Name`; Android's application id. No rule, the one for every
+# other kind included, lets a name start with "-" (an option to the tool) or "." or hold "/" (a path).
 PACKAGE_NAME_RULES: Final[dict[InstallerKind, re.Pattern[str]]] = {
     "deb": re.compile(r"[a-z0-9][a-z0-9+.-]+"),
     "wheel": re.compile(r"[A-Za-z0-9]|[A-Za-z0-9][A-Za-z0-9._-]*[A-Za-z0-9]"),
     "apk": re.compile(r"[A-Za-z][A-Za-z0-9_]*(\.[A-Za-z][A-Za-z0-9_]*)+"),
 }
+# Names of RPMs, bundles and MSIX identities, and what a sidecar calls a file without a header, which may have spaces.
+ANY_PACKAGE_NAME: Final = re.compile(r"\w[^/\\]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,8 @@ class RunnerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 def check_package_name(kind: InstallerKind, package_name: str) -> None:
     """Raise BadFileError (code `bad-package-name`) unless `package_name` keeps the rule of its format."""
-    if len(package_name) > PACKAGE_NAME_CHARACTERS or not PACKAGE_NAME_RULES[kind].fullmatch(package_name):
+    keeps_rule = PACKAGE_NAME_RULES.get(kind, ANY_PACKAGE_NAME).fullmatch(package_name) and package_name.isprintable()
+    if not keeps_rule or len(package_name.encode()) > PACKAGE_NAME_BYTES:
         raise BadFileError(
             f"{package_name[:80]!r} is not a package name a {kind} may have.",
             hint="Publish an installer whose header names the package by its format's rule.",

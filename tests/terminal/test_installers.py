@@ -15,12 +15,14 @@ import time
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from protocol.device import InstallerKind
 from protocol.errors import BadFileError, RefusedError, UnavailableError, UsageError
 from terminal.installers import InstallResult, InstallTask, Runner, RunnerSettings, build_runners
+from terminal.installers.apk import SimulatedRunner
 from terminal.installers.debarchive import check_paths
 from terminal.installers.programs import run_program, runner_lock
 
@@ -482,11 +484,24 @@ async def test_a_damaged_package_list_is_said_and_not_overwritten(tmp_path: Path
 # --- names --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["deb", "wheel", "apk"])
-@pytest.mark.parametrize(
-    "name",
-    ["", "..", "../evil", "a/b", "/etc/passwd", "-i", "--root=/", "a b", "a\n", "a\0b", "org.x/../../y", "a" * 300],
+NO_NAMES = (
+    "",
+    "..",
+    ".a",
+    "../evil",
+    "a/b",
+    "/etc/passwd",
+    "-i",
+    "--root=/",
+    "a\n",
+    "a\0b",
+    "org.x/../../y",
+    "a" * 300,
 )
+
+
+@pytest.mark.parametrize("kind", ["deb", "wheel", "apk"])
+@pytest.mark.parametrize("name", [*NO_NAMES, "a b"])
 @pytest.mark.parametrize("command", [[], ["true"]])
 async def test_a_package_name_that_is_a_path_or_an_option_is_refused_by_every_runner(
     tmp_path: Path, kind: InstallerKind, name: str, command: list[str]
@@ -497,6 +512,29 @@ async def test_a_package_name_that_is_a_path_or_an_option_is_refused_by_every_ru
     with pytest.raises(BadFileError, match="not a package name"):
         await runner.installed_version(name)
     assert not (tmp_path / "terminal").exists()
+
+
+OTHER_NAMES: dict[InstallerKind, str] = {
+    "rpm": "gcc-c++_libs.x86",
+    "ipa": "com.example.Set-Top",
+    "msix": "Example.App",
+    "exe": "greeter",
+    "pkg": "Ein Gruß (2)",
+}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in get_args(InstallerKind) if kind not in ("deb", "wheel", "apk")])
+async def test_every_other_kind_is_installed_by_its_command_and_by_a_simulated_device(
+    tmp_path: Path, kind: InstallerKind
+) -> None:
+    file, name = tmp_path / "object", OTHER_NAMES.get(kind, "hello-lockstep")
+    file.write_bytes(b"an installer")
+    settings = RunnerSettings(command=["sh", "-c", "true"], check_command=["sh", "-c", "echo 1.0"])
+    for runner in (runner_for(tmp_path / "a", kind, settings), SimulatedRunner(tmp_path / "b", RunnerSettings(), kind)):
+        assert_installed(await runner.install(task_for(kind, file, package_name=name)), "1.0")
+        assert await runner.installed_version(name) == "1.0"
+        for bad in (*NO_NAMES, "a\\b", "ß" * 128, "a\u202eb", "a\udce9"):
+            assert_failed(await runner.install(task_for(kind, file, package_name=bad)), "bad-package-name")
 
 
 # --- the owner's command ------------------------------------------------------------------------------------------

@@ -239,6 +239,30 @@ async def test_a_tool_that_is_busy_for_too_long_fails_only_this_try(folder: Stat
     assert folder.marks() == ()
 
 
+async def test_a_runner_that_raises_what_nobody_foresaw_ends_as_failed_with_the_reason(folder: StateFolder) -> None:
+    """It raised before the mark: no start was counted, and the hub offered the same again without end."""
+
+    class Raises(NoteTaker):
+        async def install(self, task: Any) -> Any:
+            raise KeyError("exe")
+
+        async def installed_version(self, package_name: str) -> str | None:
+            raise KeyError("exe")
+
+    desk = Desk(folder, Raises())
+    failed: list[Any] = []
+    desk.installations.fail = failed.append
+    [ended] = await desk.install()
+    assert ended.report is not None
+    assert (ended.report.state, ended.report.reason) == ("failed", "runner-failed")
+    assert ended.report.detail == "The runner for deb broke off: KeyError: 'exe'"
+    assert (failed, desk.installations.take_error(), folder.marks()) == ([], None, ())
+    folder.put_mark(Mark(offer=OFFER, starts=1))
+    [ended] = await Desk(folder, Raises()).settle()
+    assert ended.report is not None
+    assert (ended.report.reason, folder.marks()) == ("outcome-unknown", ())
+
+
 # --- beside each other ------------------------------------------------------------------------------------------------
 
 
