@@ -66,10 +66,10 @@ class Catalogue:
             await _place(transaction, entry, digest)
 
         async def add(transaction: Transaction) -> Published:
-            new = await _add_rows(transaction, entry, stored)
+            done = await _keep_rows(transaction, entry, stored)
             row = await transaction.row("catalogue_entry", digest=stored.digest)
             assert row is not None
-            return structs.replace(_published(row), new=new)
+            return structs.replace(_published(row), new=done == "new", corrected=done == "corrected")
 
         async with self._placing:
             await self._store.transaction(check)  # before anything is stored, and once more with the rows
@@ -372,6 +372,10 @@ async def _place(transaction: Transaction, entry: Entry, digest: bytes) -> tuple
         )
     if known is None:
         await _check_new(transaction, entry, program)
+    elif entry.corrects:
+        package = entry.facts.package_name
+        _check_aliases(package, program, await _aliases(transaction, package, _added_systems(entry.facts, known)))
+        await _check_equal(transaction, entry, program, digest)
     return program, known
 
 
@@ -390,11 +394,24 @@ def _check_again(entry: Entry, known: Row) -> None:
             f"{entry.file_name} is published already as program {known['program_id']!r}, not {entry.program!r}.",
             hint="One file belongs to one program.",
         )
-    if entry.given and _devices(_facts(known).selector) != _devices(entry.facts.selector):
+    if entry.corrects and entry.facts.release != known["version"]:
+        raise ConflictError(
+            f"{entry.file_name} is published already as release {known['version']}, not {entry.facts.release}.",
+            hint="One file belongs to one release.",
+        )
+    if entry.given and not entry.corrects and _devices(_facts(known).selector) != _devices(entry.facts.selector):
         raise ConflictError(
             f"{entry.file_name} is published already for other devices.",
-            hint="Publish it with the same facts, or not at all: one file has one selector.",
+            hint="`lockstep-hub publish --correct` with the same file and options replaces what is known of it.",
         )
+
+
+def _added_systems(facts: InstallerFacts, known: Row) -> tuple[OsType, ...]:
+    """Return the systems on which a correction brings a package name; a name that is there already is left alone."""
+    before = _facts(known)
+    if facts.package_name != before.package_name:
+        return facts.selector.os_types
+    return tuple(os_type for os_type in facts.selector.os_types if os_type not in before.selector.os_types)
 
 
 async def _check_new(transaction: Transaction, entry: Entry, program: str) -> None:
@@ -406,10 +423,15 @@ async def _check_new(transaction: Transaction, entry: Entry, program: str) -> No
             hint=f"`lockstep-hub catalogue restore {program}` brings it back.",
             code="retired",
         )
+    await _check_equal(transaction, entry, program)
+
+
+async def _check_equal(transaction: Transaction, entry: Entry, program: str, digest: bytes = b"") -> None:
+    """Refuse an entry that no device could tell from an installer of its release other than that of `digest`."""
     same = _identity(entry.facts)
     release = entry.facts.release
     for other in await transaction.rows("installers_of_release", program_id=program, version=release):
-        if _identity(_facts(other)) == same:
+        if other["digest"] != digest and _identity(_facts(other)) == same:
             raise ConflictError(
                 f"{program} {release} has {other['file_name']} for the very devices {entry.file_name} is for.",
                 hint="Say which devices each is for, or give it a version of its own.",
@@ -431,11 +453,40 @@ def _devices(selector: Selector) -> dict[str, object]:
 _SETS: Final = frozenset(name for name in Selector.__struct_fields__ if not name.endswith(("_minimum", "_maximum")))
 
 
-async def _add_rows(transaction: Transaction, entry: Entry, stored: StoredObject) -> bool:
-    """Add what is not there yet; return whether the installer is new."""
+async def _keep_rows(transaction: Transaction, entry: Entry, stored: StoredObject) -> str:
+    """Add an installer or correct the one that is there; return "new", "corrected" or, where nothing changed, ""."""
     program, known = await _place(transaction, entry, stored.digest)
-    if known is not None:
-        return False
+    if known is None:
+        await _add_rows(transaction, entry, stored, program)
+        return "new"
+    return "corrected" if entry.corrects and await _correct_rows(transaction, entry, known) else ""
+
+
+async def _correct_rows(transaction: Transaction, entry: Entry, known: Row) -> bool:
+    """Replace what is known of an installer; return whether that differs. Deliveries have the digest and go on."""
+    facts, program = entry.facts, known["program_id"]
+    title = (await _program(transaction, program))["title"]
+    if entry.title:
+        await transaction.rows("retitle_program", program_id=program, title=entry.title)
+    await transaction.rows(
+        "correct_installer",
+        digest=known["digest"],
+        kind=facts.kind,
+        package_name=facts.package_name,
+        file_version=facts.version,
+        facts=msgspec.json.encode(facts),
+    )
+    await _add_aliases(transaction, facts.package_name, _added_systems(facts, known), program)
+    return facts != _facts(known) or entry.title not in ("", title)
+
+
+async def _add_aliases(transaction: Transaction, package: str, os_types: Iterable[OsType], program: str) -> None:
+    """Have the next version of this package belong to the program too, whoever publishes it."""
+    for os_type in os_types:
+        await transaction.rows("add_alias", os_type=os_type, package_name=package, program_id=program)
+
+
+async def _add_rows(transaction: Transaction, entry: Entry, stored: StoredObject, program: str) -> None:
     now, facts = time.time(), entry.facts
     await transaction.rows("add_object", **structs.asdict(stored), now=now)
     await transaction.rows("add_program", program_id=program, title=entry.title or facts.title, now=now)
@@ -462,6 +513,4 @@ async def _add_rows(transaction: Transaction, entry: Entry, stored: StoredObject
         size=stored.size,
         now=now,
     )
-    for os_type in facts.selector.os_types:  # so that its next version belongs there too, whoever publishes it
-        await transaction.rows("add_alias", os_type=os_type, package_name=facts.package_name, program_id=program)
-    return True
+    await _add_aliases(transaction, facts.package_name, facts.selector.os_types, program)

@@ -31,18 +31,22 @@ _MORE: Final = frozenset({"models_excluded", "features_required", "features_forb
 
 
 class PublishOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a person says of an installer beyond its header. `given` holds fields of `Selector`."""
+    """What a person says of an installer beyond its header. `given` holds fields of `Selector`.
+
+    With `correct` it replaces what is known of a file that is published already.
+    """
 
     program: str = ""
     title: str = ""
     channel: str = ""
     given: dict[str, Any] = {}
+    correct: bool = False
 
 
 class Entry(Struct, frozen=True, kw_only=True):
     """An installer on its way into the catalogue; `program`, `title` and `channel` are empty where nobody gave one.
 
-    `given` says whether a person said anything of the devices it fits.
+    `given` says whether a person said anything of the devices it fits, `corrects` whether it replaces what is known.
     """
 
     file_name: str
@@ -51,6 +55,7 @@ class Entry(Struct, frozen=True, kw_only=True):
     title: str
     channel: str
     given: bool
+    corrects: bool = False
 
 
 def merge(file_name: str, found: Inspected, options: PublishOptions) -> Entry:
@@ -73,6 +78,7 @@ def merge(file_name: str, found: Inspected, options: PublishOptions) -> Entry:
         title=options.title or sidecar.title,
         channel=options.channel or sidecar.channel,
         given=bool(given),
+        corrects=options.correct,
     )
     _check_texts(entry)
     return entry

@@ -56,6 +56,7 @@ def _selector_options(command: F) -> F:
 @click.option("--program", default="", help="Program id (default: what the file's package name means).")
 @click.option("--title", default="", help="Title people know it by (default: the file's own).")
 @click.option("--channel", default="", help="Channel of a new release (default: stable).")
+@click.option("--correct", is_flag=True, help="Of files published already, replace what is known of them.")
 @_selector_options
 @data_option
 @json_option
@@ -65,6 +66,7 @@ def publish(
     program: str,
     title: str,
     channel: str,
+    correct: bool,
     data: str | None,
     config_file: Path | None,
     as_json: bool,
@@ -76,7 +78,7 @@ def publish(
     """
     if bool(files) == bool(folder):
         raise UsageError("Name the files to publish, or a folder with --watch.")
-    options = {"program": program, "title": title, "channel": channel, "given": _given(selector)}
+    options = {"program": program, "title": title, "channel": channel, "given": _given(selector), "correct": correct}
     if folder:
         _watch(folder, options, data, config_file, as_json)
         return
@@ -102,7 +104,7 @@ def _refusal(file: Path, error: LockstepError) -> dict[str, Any]:
 
 
 def _show_published(row: dict[str, Any]) -> None:
-    verb = "published" if row["new"] else "was published before:"
+    verb = "published" if row["new"] else "corrected" if row["corrected"] else "was published before:"
     click.echo(
         f"{verb} {row['program']} {_version_words(row)} ({row['kind']}, for {row['fits']}, "
         f"{row['size']} bytes, {row['stored_size']} to send) {row['digest'][:12]}"

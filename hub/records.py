@@ -68,7 +68,9 @@ class StoredObject(Struct, frozen=True, kw_only=True):
 
 
 class Published(Struct, frozen=True, kw_only=True):
-    """An installer in the catalogue. `new` is False unless this publish has brought it; `fits` is for people.
+    """An installer in the catalogue; `fits` is for people.
+
+    `new` is False unless this publish has brought it, `corrected` unless this one has changed what is known of it.
 
     Of a release that is `yanked` and a program that is `retired` nothing is chosen.
     """
@@ -87,6 +89,7 @@ class Published(Struct, frozen=True, kw_only=True):
     yanked: bool = False
     retired: bool = False
     new: bool = False
+    corrected: bool = False
 
 
 class Alias(Struct, frozen=True, kw_only=True):

@@ -115,6 +115,10 @@ SELECT * FROM installers WHERE digest = :digest;
 INSERT INTO installers (digest, program_id, version, kind, package_name, file_version, file_name, facts, size, created_at)
 VALUES (:digest, :program_id, :version, :kind, :package_name, :file_version, :file_name, :facts, :size, :now);
 
+-- name: correct_installer
+UPDATE installers SET kind = :kind, package_name = :package_name, file_version = :file_version, facts = :facts
+WHERE digest = :digest;
+
 -- name: installers_of_release
 SELECT * FROM installers WHERE program_id = :program_id AND version = :version ORDER BY digest;
 

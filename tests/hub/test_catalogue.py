@@ -6,7 +6,9 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from msgspec import structs
 
 from hub.app import Hub
 from hub.catalogue import PublishOptions, describe_selector, near_programs, read_candidates
@@ -321,6 +323,80 @@ async def test_a_second_file_for_the_same_devices_is_refused_and_a_newer_build_i
         await hub.catalogue.publish(twin, options(form_factors=["car"]))
         await hub.catalogue.publish(make_installer(tmp_path, "deb", version="1.0-2"), options())
         assert await candidates(hub) == [("1.0-1", "stable"), ("1.0-1", "stable"), ("1.0-2", "stable")]
+
+
+def correction(program: str = "", title: str = "", channel: str = "", **given: Any) -> PublishOptions:
+    return PublishOptions(program=program, title=title, channel=channel, given=given, correct=True)
+
+
+async def test_a_correction_replaces_what_is_known_of_a_file_and_nothing_else(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        wheel = make_installer(tmp_path, "wheel")
+        await hub.catalogue.publish(wheel, options(os_types=["linux"], form_factors=["car"]))
+        with pytest.raises(ConflictError, match="for other devices") as caught:
+            await hub.catalogue.publish(wheel, options(os_types=["macos"]))
+        assert "publish --correct" in caught.value.hint
+        corrected = await hub.catalogue.publish(wheel, correction(title="Hello!", os_types=["macos"]))
+        assert (corrected.new, corrected.corrected, corrected.title) == (False, True, "Hello!")
+        [row] = await hub.catalogue.listing()
+        assert row.facts.selector.os_types == ("macos",) and not row.facts.selector.form_factors
+        aliases = (await hub.catalogue.program("hello")).aliases
+        assert ("macos", "hello") in [(one.os, one.package) for one in aliases]
+        again = await hub.catalogue.publish(wheel, correction(os_types=["macos"]))
+        assert (again.new, again.corrected, again.title) == (False, False, "Hello!")
+
+
+async def test_a_correction_reads_anew_what_an_older_hub_did_not_know(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        wheel = make_installer(tmp_path, "wheel")
+        published = await hub.catalogue.publish(wheel, options())
+        older = structs.replace(published.facts, selector=structs.replace(published.facts.selector, wheel_tags=()))
+        row = {"digest": bytes.fromhex(published.digest), "kind": "wheel", "package_name": "hello", "file_version": "1"}
+        facts = msgspec.json.encode(older)
+        await hub.store.transaction(lambda transaction: transaction.rows("correct_installer", **row, facts=facts))
+        assert (await hub.catalogue.publish(wheel, options())).facts == older
+        assert (await hub.catalogue.publish(wheel, correction())).facts == published.facts
+        assert await candidates(hub) == [("1.0", "stable")]
+
+
+async def test_a_correction_moves_no_file_to_another_program_release_or_channel_or_onto_another(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        (tmp_path / "again").mkdir()
+        first, twin = make_installer(tmp_path, "deb"), make_installer(tmp_path / "again", "deb", seed=2)
+        await hub.catalogue.publish(first, options())
+        await hub.catalogue.publish(twin, options(form_factors=["car"]))
+        await hub.catalogue.publish(make_installer(tmp_path, "deb", "other"), options())
+        image = tmp_path / "x.run"
+        image.write_bytes(b"#!/bin/sh\n")
+        beside = tmp_path / "x.run.lockstep.toml"
+        beside.write_text('program = "x"\nversion = "1.0"\nos = "linux"\n')
+        await hub.catalogue.publish(image, options())
+        beside.write_text('program = "x"\nversion = "2.0"\nos = "linux"\n')
+        before = await contents(hub)
+        for file, given, words in (
+            (first, correction("else"), "'hello', not 'else'"),
+            (first, correction(channel="beta"), "not beta"),
+            (twin, correction(), r"hello_1\.0_all\.deb for the very devices"),
+            (image, correction(), r"as release 1\.0, not 2\.0"),
+        ):
+            with pytest.raises(ConflictError, match=words):
+                await hub.catalogue.publish(file, given)
+        beside.write_text('program = "x"\nversion = "1.0"\nos = "linux"\npackage = "hello"\n')
+        with pytest.raises(ConflictError, match="means program 'hello', not 'x'"):
+            await hub.catalogue.publish(image, correction())
+        assert await contents(hub) == before
+        assert (await hub.catalogue.publish(twin, correction(form_factors=["tv"]))).corrected
+
+
+async def test_a_delivery_that_is_under_way_is_left_alone_by_a_correction(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        asks = await add_terminal(hub, await add_account(hub))
+        installer = make_installer(tmp_path, "deb")
+        published = await hub.catalogue.publish(installer, options())
+        await hub.syncs.accept(asks, Sync(id=1, request_key="k", program="hello", targets=(asks.terminal_id,)))
+        await hub.catalogue.publish(installer, correction(form_factors=["car"]))
+        owed = await hub.deliveries.claim(asks.terminal_id, asks.connection)
+        assert owed is not None and owed.digest.hex() == published.digest
 
 
 async def test_of_two_files_for_the_same_devices_at_the_same_time_one_gets_in_and_nothing_of_the_other_stays(

@@ -217,3 +217,15 @@ def test_what_no_device_could_meet_and_a_name_of_two_lines_are_refused(operator:
         assert "'a\\x1b[31m\\nb.deb' is not one printable line. Rename the file." in operator.is_refused(
             command, str(renamed)
         )
+
+
+def test_a_file_is_corrected_with_one_option_and_says_so(operator: Operator, tmp_path: Path) -> None:
+    file = str(make_installer(tmp_path, "deb"))
+    operator.says("publish", file, "--form-factor", "car")
+    assert "publish --correct" in operator.is_refused("publish", file, "--form-factor", "tv")
+    assert operator.says("publish", "--correct", file, "--form-factor", "tv").startswith(
+        "corrected hello 1.0 (deb, for "
+    )
+    [again] = json.loads(operator.says("publish", "--correct", file, "--json"))
+    assert (again["new"], again["corrected"], "tv" in again["fits"]) == (False, True, False)
+    assert operator.says("publish", "--correct", file).startswith("was published before:")
