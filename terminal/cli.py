@@ -12,14 +12,14 @@ import functools
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
 
-from protocol.errors import ConflictError, LockstepError
+from protocol.errors import BadFileError, ConflictError, LockstepError
 from terminal import deciding, publishing
 from terminal.place import (
     Place,
@@ -34,8 +34,10 @@ from terminal.place import (
 from terminal.simulator import simulate
 
 if TYPE_CHECKING:
+    from protocol.device import DeviceInfo, InstallerKind
     from protocol.messages import TargetRow
     from terminal.client import Client, SyncWatch
+    from terminal.installers import Runner, RunnerSettings
     from terminal.state import Identity, StateFolder
     from terminal.targets import Choice
 
@@ -116,7 +118,8 @@ def login(
 
     folder = place.folder()
     _refuse_other_login(folder, url, account, replace)
-    device, _ = local_device(folder, device_file)
+    device, settings = local_device(folder, device_file)
+    _runners(folder, device, settings)  # what `run` would refuse is refused now
     described = device_file.read_bytes() if device_file else b""
     password = read_password(password_stdin)
     identity = asyncio.run(
@@ -173,18 +176,25 @@ def run(place: Place) -> int:
 
 async def _run(place: Place) -> int:
     from terminal.agent import run_agent
-    from terminal.installers import build_runners
 
     folder = place.folder()
     folder.identity()
     device, settings = local_device(folder)
-    runners = build_runners(folder.path / "programs", device.installer_kinds, settings)
+    runners = _runners(folder, device, settings)
     stop = asyncio.Event()
     with stopped_by_signals(stop):
         end = await run_agent(folder, device, runners, on_event=functools.partial(_show_event, place), stop=stop)
     if end == "still-installing":
         _leave_running(place)
     return 0
+
+
+def _runners(
+    folder: "StateFolder", device: "DeviceInfo", settings: "Mapping[str, RunnerSettings]"
+) -> "Mapping[InstallerKind, Runner]":
+    from terminal.installers import build_runners
+
+    return build_runners(folder.path / "programs", device.installer_kinds, settings)
 
 
 def _leave_running(place: Place) -> None:
@@ -495,7 +505,8 @@ def run_command(arguments: Sequence[str]) -> int:
 def _show_error(error: LockstepError, as_json: bool) -> int:
     from terminal.targets import error_exit_code
 
-    _print_error(error.code, error.message, error.hint, as_json)
+    # What a hub says of a file holds a sample of several lines, to be copied; elsewhere names of others may be in it.
+    _print_error(error.code, error.message, error.hint, as_json, has_lines=isinstance(error, BadFileError))
     return error_exit_code(error)
 
 
@@ -517,13 +528,13 @@ def _show_internal_error(error: Exception, as_json: bool) -> int:
     return 1
 
 
-def _print_error(code: str, message: str, hint: str, as_json: bool) -> None:
-    from terminal.tables import printable
+def _print_error(code: str, message: str, hint: str, as_json: bool, *, has_lines: bool = False) -> None:
+    from terminal.tables import printable, printable_lines
 
     if as_json:
         print_json({"error": {"code": code, "message": message, "hint": hint}})
     else:
-        click.echo(printable(f"Error: {message} {hint}"), err=True)
+        click.echo((printable_lines if has_lines else printable)(f"Error: {message} {hint}"), err=True)
 
 
 def main() -> None:

@@ -68,6 +68,11 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else " " for character in text).strip()
 
 
+def printable_lines(text: str) -> str:
+    """Return `text` as `printable` does, but with its line breaks."""
+    return "\n".join(printable(line) for line in text.split("\n")).strip()
+
+
 def size_words(size_bytes: int) -> str:
     """Return a size in decimal units: "0 bytes", "12.3 MB"."""
     size, unit = float(size_bytes), BYTES_UNITS[0]

@@ -121,8 +121,11 @@ def _check_size(path: Path, size: int) -> None:
 def _read_sidecar(path: Path) -> bytes:
     if not path.is_file():
         return b""
-    with path.open("rb") as stream:
-        text = stream.read(limits.SIDECAR_BYTES + 1)
+    try:
+        with path.open("rb") as stream:
+            text = stream.read(limits.SIDECAR_BYTES + 1)
+    except OSError as error:
+        raise _unreadable(path, error) from None
     if len(text) > limits.SIDECAR_BYTES:
         raise BadFileError(f"{path} has more than {limits.SIDECAR_BYTES} bytes.")
     return text

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import tomllib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ from terminal.agent import run_agent
 from terminal.client import Client, enrol, open_client
 from terminal.link import Link
 from terminal.localsocket import PARTS_WAITING, LocalSocket, local_link
+from terminal.place import Place
+from terminal.publishing import _publish
 from terminal.state import StateFolder
 from terminal.uploads import InstallerFile, UploadWatch, read_installer
 from tests.harness.fleets import until
@@ -156,6 +159,51 @@ async def test_the_command_publishes_several_files_and_says_which_were_refused(
         assert await publish(folder, tmp_path / "none.deb") == 1
         output, errors = capsys.readouterr()
         assert output == "" and "is not a file" in errors
+
+
+async def test_the_sidecar_in_a_refusal_can_be_copied_and_the_file_is_named_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad, good = tmp_path / "bad.deb", make_installer(tmp_path, "deb")
+    bad.write_bytes(b"nothing that installs")
+    async with builder(tmp_path) as (_, folder):
+        for files in ([bad], [bad, good]):
+            await publish(folder, *files)
+            said, *sample = capsys.readouterr().err.splitlines()
+            assert tomllib.loads("\n".join(sample)) == {"program": "bad", "version": "1.0", "os": "linux"}
+            assert said.count("bad.deb:") == 1
+
+
+async def test_what_cannot_be_read_is_named_and_does_not_stop_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good = tmp_path / "bad.deb", make_installer(tmp_path, "deb")
+    bad.write_bytes(b"nothing that installs")
+    bad.with_name("bad.deb.lockstep.toml").symlink_to("/proc/self/mem")  # nobody can read that at 0, root included
+    monkeypatch.setattr("os.access", lambda path, _: Path(path).is_dir())  # for root it says yes to all
+    async with builder(tmp_path) as (_, folder):
+        assert await publish(folder, bad, good) == 3
+        output, errors = capsys.readouterr()
+    assert output.startswith("published hello 1.0")
+    assert errors.startswith(f"Error: {bad}.lockstep.toml cannot be read: ")
+
+
+async def test_a_publish_that_is_given_up_says_what_may_come_of_it_all_the_same(
+    tmp_path: Path, counted: CountedBytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = make_installer(tmp_path, "deb", size=5_000)
+    async with builder(tmp_path) as (_, folder):
+        counted.stop_at = 0
+        options = {"program": "", "title": "", "channel": ""}
+        publishing = asyncio.create_task(_publish(Place(folder.path, as_json=False), (path,), options))
+        await counted.stopped.wait()
+        publishing.cancel()  # as asyncio.run does at Ctrl-C
+        await asyncio.wait([publishing])
+    assert publishing.cancelled()
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert "given up" in errors and "publishes it all the same" in errors
+    assert "`lockstep-terminal programs NAME`" in errors
 
 
 async def publish(folder: StateFolder, *arguments: str | Path) -> int:

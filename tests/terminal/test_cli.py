@@ -297,6 +297,18 @@ def test_a_wrong_device_file_is_an_error_that_names_the_key(hub: ScriptedHub, co
     assert "Traceback" not in ended.err
 
 
+def test_a_kind_nothing_here_installs_is_refused_at_login_as_run_would_and_no_password_is_sent(
+    hub: ScriptedHub, command: Command, tmp_path: Path
+) -> None:
+    device_file = tmp_path / "desk.toml"
+    device_file.write_text('model = "Desk"\ninstaller_kinds = ["deb", "exe"]\n')
+    ended = log_in(command, hub, "--device", str(device_file))
+    assert (ended.code, hub.asked) == (2, [])
+    assert "This device is to install exe files, and Lockstep has no runner of its own for them." in ended.err
+    device_file.write_text(f'{device_file.read_text()}[installers.exe]\ncommand = ["true"]\n')
+    assert log_in(command, hub, "--device", str(device_file)).code == 0
+
+
 def test_the_password_is_asked_for_on_a_screen_and_not_shown(hub: ScriptedHub, state: Path) -> None:
     ours, theirs = os.openpty()
     arguments = [sys.executable, "-m", "terminal", "login", hub.url, "--account", "home", "--name", "Desk"]
