@@ -1,6 +1,6 @@
 """`lockstep-hub`: arguments -> settings -> the hub, or a command to it.
 
-Exit codes: 0 done, 1 refused or failed, 2 wrong usage.
+Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 130 Ctrl-C.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -29,31 +29,70 @@ _END_AFTER_FAILURE_SECONDS: Final = 10.0
 
 
 class _Group(click.Group):
-    """Shows a LockstepError as one sentence and what to do, never as a traceback."""
+    """Shows whatever goes wrong as one sentence and what to do, never as a traceback; `--json` as one JSON document."""
 
-    def invoke(self, context: click.Context) -> Any:
-        """Run the command."""
+    def main(self, *rest: Any, args: Sequence[str] | None = None, **extra: Any) -> Any:
+        """Run the command line and end with its exit code."""
+        arguments = sys.argv[1:] if args is None else list(args)
+        extra |= {"args": arguments, "standalone_mode": False}
         try:
-            return super().invoke(context)
-        except LockstepError as error:
-            _fail(error)
-        except (click.exceptions.Exit, click.ClickException, click.Abort, BrokenPipeError):
-            raise  # the last when whoever read the output, such as `head`, has gone: click then ends quietly
-        except Exception as error:
-            if os.environ.get("LOCKSTEP_DEBUG"):
-                traceback.print_exc()
-            _fail(
-                LockstepError(f"Internal error: {type(error).__name__}: {error}.", hint="LOCKSTEP_DEBUG=1 shows more.")
-            )
+            code = _run_told(lambda: super(_Group, self).main(*rest, **extra), as_json="--json" in arguments)
+        except OSError as error:  # of the output, where errors are told as well
+            code = _give_output_up(error)
+        sys.exit(code)
 
 
-def _fail(error: LockstepError) -> None:
-    context = click.get_current_context(silent=True)
-    if context is not None and "--json" in sys.argv:
+def _run_told(work: Callable[[], Any], *, as_json: bool) -> int:
+    """Return the exit code of `work`, and tell what went wrong. Raises OSError where the output cannot be written."""
+    try:
+        return int(work() or 0)
+    except LockstepError as error:
+        _tell(error, as_json)
+        return 2 if isinstance(error, UsageError) and not isinstance(error, ConflictError) else 1
+    except click.ClickException as error:
+        return _tell_click_error(error, as_json)
+    except click.Abort:
+        return 130
+    except Exception as error:
+        if isinstance(error, OSError) and _is_of_output(error):
+            raise
+        if os.environ.get("LOCKSTEP_DEBUG"):
+            traceback.print_exc()
+        words = f"Internal error: {type(error).__name__}: {error}."
+        _tell(LockstepError(words, hint="LOCKSTEP_DEBUG=1 shows more."), as_json)
+        return 1
+
+
+def _tell(error: LockstepError, as_json: bool) -> None:
+    if as_json:
         click.echo(json.dumps({"error": {"code": error.code, "message": error.message, "hint": error.hint}}))
     else:
         click.echo(f"Error: {error}", err=True)
-    sys.exit(2 if isinstance(error, UsageError) and not isinstance(error, ConflictError) else 1)
+
+
+def _tell_click_error(error: click.ClickException, as_json: bool) -> int:
+    if as_json and not isinstance(error, click.exceptions.NoArgsIsHelpError):
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        command = context.command_path if context else "lockstep-hub"
+        _tell(UsageError(error.format_message(), hint=f"`{command} --help` says more."), as_json)
+    else:
+        error.show()
+    return error.exit_code
+
+
+def _is_of_output(error: OSError) -> bool:
+    """Whether it came while something was printed. The error itself does not say, and a second try may succeed."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_code is click.echo.__code__
+
+
+def _give_output_up(error: OSError) -> int:
+    """Say that nobody gets the output, and let go of the rest of it, which Python would write at its end."""
+    with contextlib.suppress(OSError):  # the errors' own way may be closed too
+        if not isinstance(error, BrokenPipeError):  # whoever read it, such as `head`, has gone
+            click.echo(f"Error: The output could not be written: {error.strerror}.", err=True)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

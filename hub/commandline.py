@@ -5,9 +5,12 @@ import contextlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
+
+# A file of several. Whether it can be read is found out when its turn comes, so that it is refused by itself.
+FILE: Final = click.Path(path_type=Path, readable=False)
 
 F = TypeVar("F", bound=Callable[..., Any])
 

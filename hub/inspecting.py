@@ -10,7 +10,7 @@ import click
 import msgspec
 from msgspec import Struct
 
-from hub.commandline import json_option, run
+from hub.commandline import FILE, json_option, run
 from hub.matching import Selector
 from hub.records import InstallerFacts
 from protocol.errors import LockstepError
@@ -29,7 +29,7 @@ class Report(Struct, frozen=True, kw_only=True):
 
 
 @click.command()
-@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=FILE)
 @json_option
 def inspect(files: tuple[Path, ...], as_json: bool) -> None:
     """Show what installer files say of themselves; needs no hub (exit code 1 if one is refused)."""

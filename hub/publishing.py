@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
 import click
 
-from hub.commandline import ask_hub, data_option, json_option, run, show, table
+from hub.commandline import FILE, ask_hub, data_option, json_option, run, show, table
 from protocol.device import FORM_FACTORS, OsType
 from protocol.errors import BadFileError, LockstepError, UsageError
 
@@ -51,7 +51,7 @@ def _selector_options(command: F) -> F:
 
 
 @click.command()
-@click.argument("files", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, type=FILE)
 @click.option("--watch", "folder", type=click.Path(path_type=Path), help="Publish what is in DIR and what comes there.")
 @click.option("--program", default="", help="Program id (default: what the file's package name means).")
 @click.option("--title", default="", help="Title people know it by (default: the file's own).")

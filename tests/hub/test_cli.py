@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -60,6 +61,39 @@ def test_publish_account_and_catalogue_speak_json_and_end_with_their_exit_codes(
     assert (mixed.returncode, first["new"], second["error"]["code"]) == (1, False, "bad-file")
     assert [row["digest"] for row in json.loads(hub(tmp_path, "catalogue", "--json").stdout)] == [first["digest"]]
     assert "Traceback" not in added.stderr + again.stderr + mixed.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("catalogue", "show", "--json"), "Missing argument 'PROGRAM'."),
+        (("catalogue", "--json", "--nonsense"), "No such option '--nonsense'."),
+        (("publish", "--json"), "Name the files to publish"),
+        (("publish", "x.deb", "--os-version", "foo", "--json"), "--os-version is 'foo'"),
+        (("dance", "--json"), "No such command 'dance'."),
+    ],
+)
+def test_wrong_usage_is_one_json_document_too_and_exit_code_2(
+    arguments: tuple[str, ...], words: str, tmp_path: Path
+) -> None:
+    wrong = hub(tmp_path, *arguments)
+    error = json.loads(wrong.stdout)["error"]
+    assert (wrong.returncode, wrong.stderr, error["code"]) == (2, "", "usage")
+    assert words in error["message"] and set(error) == {"code", "message", "hint"}
+
+
+@pytest.mark.parametrize("arguments", [("catalogue",), ("catalogue", "--json"), ("publish", "--json"), ("--help",)])
+def test_output_that_cannot_be_written_is_one_sentence_and_exit_code_1(
+    arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    hub(tmp_path, "publish", str(make_installer(tmp_path, "deb")))
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "hub", *arguments], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True,
+            timeout=30, check=False, env={**os.environ, "LOCKSTEP_HUB_DATA": str(tmp_path / "hub")},
+        )  # fmt: skip
+    said = "Error: The output could not be written: No space left on device.\n"
+    assert (ended.returncode, ended.stderr) == (1, said)
 
 
 def test_backup_verify_restore_and_check_speak_json_and_end_with_their_exit_codes(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """`lockstep-hub publish` and `catalogue` as people type them: what they print, their exit codes, and their JSON."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ from hub.cli import main
 from hub.publishing import _given
 from hub.store import Store, Transaction
 from tests.harness.installers import make_installer
-from tests.hub.test_cli import hub
+from tests.hub.test_cli import ROOT, hub
 
 
 class Operator:
@@ -229,3 +232,21 @@ def test_a_file_is_corrected_with_one_option_and_says_so(operator: Operator, tmp
     [again] = json.loads(operator.says("publish", "--correct", file, "--json"))
     assert (again["new"], again["corrected"], "tv" in again["fits"]) == (False, True, False)
     assert operator.says("publish", "--correct", file).startswith("was published before:")
+
+
+# Root may read anything unless it lets go of that.
+_AS_ANYONE = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+
+
+@pytest.mark.parametrize("command", ["publish", "inspect"])
+def test_of_several_files_one_that_may_not_be_read_is_refused_by_itself(command: str, tmp_path: Path) -> None:
+    closed, sound = make_installer(tmp_path, "deb", "closed"), make_installer(tmp_path, "deb")
+    closed.chmod(0)
+    done = subprocess.run(
+        [*_AS_ANYONE, sys.executable, "-m", "hub", command, str(closed), str(sound), "--json"],
+        env={**os.environ, "LOCKSTEP_HUB_DATA": str(tmp_path / "hub"), "LOCKSTEP_HUB_DISK_RESERVE_BYTES": "0"},
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    first, second = json.loads(done.stdout)
+    assert (done.returncode, first["error"]["code"], second["program"]) == (1, "bad-file", "hello")
+    assert "Permission denied" in first["error"]["message"]
