@@ -1,7 +1,6 @@
 """Agent: keeps a terminal connected and receiving, and lets other commands on this device speak through it."""
 
 import asyncio
-import contextlib
 import random
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ from terminal.state import StateFolder, despite_full_disk
 
 STEADY_SECONDS: Final = 60.0
 LOOK_AGAIN_SECONDS: Final = 1.0
+EARLY_DIAL_SECONDS: Final = 1.0  # at least so long between two dials that requests bring forward
 INSTALLATION_SECONDS: Final = 10.0  # what runs is waited for so long when the agent is stopped
 
 
@@ -79,6 +79,10 @@ class Agent:
         self.installations = Installations(folder, runners, on_event)
         self._connection: Connection | None = None  # while requests can be passed on
         self._why_away: LockstepError = UnavailableError("This terminal is not connected to its hub yet.")
+        self._tried = asyncio.Event()  # how a dial ended is known; pulsed when it failed
+        self._asking = 0  # requests that wait for that
+        self._back_off: asyncio.Timeout | None = None  # while it may be cut short
+        self._early_at = float("-inf")  # when the last dial was due that a request brought forward
         self._pace = folder.preferences().bytes_per_second
         self.local = LocalSocket(folder, self._welcome, self._ask, self._answer, self._stream)
 
@@ -94,6 +98,12 @@ class Agent:
 
     async def keep_connected(self, stop: asyncio.Event) -> None:
         """Stay connected until `stop`; back off between tries. Raises what trying again cannot mend."""
+        try:
+            await self._keep_connected(stop)
+        finally:
+            self._tried.set()  # nobody dials any more
+
+    async def _keep_connected(self, stop: asyncio.Event) -> None:
         loop = asyncio.get_running_loop()
         delays = back_off()
         while not stop.is_set():
@@ -143,10 +153,15 @@ class Agent:
                 address, opening, self._folder, installations=self.installations, on_event=self._on_event
             ) as connection:
                 self._connection = connection
+                self._tried.set()
                 await self._until_ended(connection, stop)
                 self._connection = None
+                self._tried.clear()
                 return None if stop.is_set() else connection.link.error
         except LockstepError as error:
+            self._why_away = error
+            self._tried.set()
+            self._tried.clear()
             return error
         finally:
             self._connection = None
@@ -175,11 +190,43 @@ class Agent:
                 self._folder.save_device(self._device)
 
     async def _wait(self, delay_seconds: float, error: LockstepError, stop: asyncio.Event) -> None:
+        """Wait that long, or until a request brings the next dial forward; not when the hub said how long to wait."""
         self._why_away = error
         self._on_event("reconnecting", f"{error.message} Trying again in {delay_seconds:.1f} s.")
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(delay_seconds):
+        is_told_when = isinstance(error, UnavailableError) and error.retry_after_seconds > 0
+        if is_told_when:
+            self._tried.set()  # requests fail at once
+        try:
+            async with asyncio.timeout(delay_seconds) as waiting:
+                self._back_off = None if is_told_when else waiting
+                if self._asking:
+                    self._dial_soon()
                 await stop.wait()
+        except TimeoutError:
+            pass
+        finally:
+            self._back_off = None
+            self._tried.clear()
+
+    def _dial_soon(self) -> None:
+        """Bring the next dial forward to now, or to a second after the last one that was."""
+        early_at = max(asyncio.get_running_loop().time(), self._early_at + EARLY_DIAL_SECONDS)
+        due_at = self._back_off.when() if self._back_off is not None else None
+        if self._back_off is not None and due_at is not None and early_at < due_at:
+            self._back_off.reschedule(early_at)
+            self._early_at = early_at
+
+    async def _dialled(self) -> None:
+        """Wait for how the dial under way ends, or the next one, which is brought forward: somebody asks."""
+        self._asking += 1
+        try:
+            self._dial_soon()
+            async with asyncio.timeout(EARLY_DIAL_SECONDS + limits.OPENING_SECONDS + limits.LOGIN_SECONDS):
+                await self._tried.wait()
+        except TimeoutError:
+            pass
+        finally:
+            self._asking -= 1
 
     # --- local clients ------------------------------------------------------------------------------------------------
 
@@ -207,6 +254,8 @@ class Agent:
         self._pace = pace
 
     async def _ask(self, request: Request) -> list[AnyMessage]:
+        if self._connection is None:
+            await self._dialled()
         if self._connection is None:
             raise UnavailableError(f"The hub is away: {self._why_away.message}")
         return await self._connection.link.request(request)

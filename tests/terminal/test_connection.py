@@ -770,25 +770,70 @@ async def test_a_long_state_folder_has_a_local_socket_too(tmp_path: Path) -> Non
             assert await client.devices()
 
 
-async def test_a_lost_hub_is_dialled_again_and_requests_meanwhile_are_unavailable(
+async def leaves(peer: Peer) -> None:
+    await peer.open()
+    await peer.hear(messages.Inventory)
+    await peer.socket.close(1001)
+
+
+async def hangs_up_at_once(peer: Peer) -> None:
+    await peer.hear(messages.Hello)
+    await peer.socket.close(1001)
+
+
+async def test_a_lost_hub_is_dialled_again(folder: StateFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent_module, "back_off", lambda: iter([0.05, 0.01, 0.01]))
+    async with hub(leaves, answers) as url, running(folder, url) as agent:
+        await agent.until("connected", times=2)
+        async with open_client(folder) as client:
+            assert await client.devices()
+
+
+async def test_requests_have_a_lost_hub_dialled_at_once_in_place_of_the_back_off(
     folder: StateFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    again = asyncio.Event()
-    monkeypatch.setattr(agent_module, "back_off", lambda: iter([0.3, 0.01, 0.01]))
-
-    async def leaves(peer: Peer) -> None:
-        await peer.open()
-        await peer.hear(messages.Inventory)
-        await peer.socket.close(1001)
-        again.set()
-
+    monkeypatch.setattr(agent_module, "back_off", lambda: iter([3600.0] * 9))
     async with hub(leaves, answers) as url, running(folder, url) as agent:
         await agent.until("reconnecting")
-        async with open_client(folder) as client:
-            with pytest.raises(UnavailableError, match="The hub is away"):
+        async with open_client(folder) as client, asyncio.timeout(10):
+            assert all(await asyncio.gather(*(client.devices() for _ in range(5))))
+        assert [kind for kind, _ in agent.told] == ["connected", "reconnecting", "connected"], "one dial for all"
+
+
+async def test_a_request_while_the_hub_stays_away_fails_after_one_dial_and_so_once_a_second_at_most(
+    folder: StateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.get_running_loop()
+    dialled_at: list[float] = []
+
+    async def notes(peer: Peer) -> None:
+        dialled_at.append(loop.time())
+        await hangs_up_at_once(peer)
+
+    monkeypatch.setattr(agent_module, "back_off", lambda: iter([3600.0] * 9))
+    async with hub(leaves, notes, notes) as url, running(folder, url) as agent:
+        await agent.until("reconnecting")
+        async with open_client(folder) as client, asyncio.timeout(20):
+            for _ in range(2):
+                with pytest.raises(UnavailableError, match=r"The hub is away: .* closed the connection"):
+                    await client.devices()
+    assert len(dialled_at) == 2
+    assert dialled_at[1] - dialled_at[0] > agent_module.EARLY_DIAL_SECONDS * 0.9
+
+
+async def test_a_hub_that_says_how_long_to_wait_is_not_dialled_earlier(
+    folder: StateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def busy(*_: Any) -> Any:
+        raise UnavailableError("The hub is busy.", code="busy", retry_after_seconds=3600.0)
+
+    monkeypatch.setattr("terminal.connection.dial", busy)
+    async with running(folder, "ws://127.0.0.1:9") as agent:
+        await agent.until("reconnecting")
+        async with open_client(folder) as client, asyncio.timeout(10):
+            with pytest.raises(UnavailableError, match="The hub is away: The hub is busy"):
                 await client.devices()
-            await agent.until("connected", times=2)
-            assert await client.devices()
+    assert len(agent.told) == 1
 
 
 async def test_an_agent_that_was_replaced_ends_and_says_why(folder: StateFolder) -> None:
@@ -953,7 +998,7 @@ async def test_an_agent_stops_soon_while_an_installation_outlives_its_lost_hub(
         await asyncio.wait((sending,))
         assert isinstance(sending.exception(), ConnectionClosed)
 
-    async with hub(delivers_and_dies) as url, running(folder, url, Endless()) as agent:
+    async with hub(delivers_and_dies, *[hangs_up_at_once] * 3) as url, running(folder, url, Endless()) as agent:
         await asyncio.wait_for(begun.wait(), 10)
         async with open_client(folder) as client:
             with pytest.raises(UnavailableError):
