@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct, structs
 
 from hub.inspectors import Inspected, names
-from hub.inspectors.sidecar import facts_of
+from hub.inspectors.sidecar import SUFFIX, Sidecar, facts_of
 from hub.matching import Selector
 from hub.records import InstallerFacts
 from protocol import limits
@@ -71,6 +71,7 @@ def merge(file_name: str, found: Inspected, options: PublishOptions) -> Entry:
     else:
         facts = structs.replace(facts, selector=_narrowed(file_name, facts.selector, given))
     _check_selector(file_name, facts.selector)
+    _check_names(file_name, sidecar, options)
     entry = Entry(
         file_name=file_name,
         facts=facts,
@@ -82,6 +83,25 @@ def merge(file_name: str, found: Inspected, options: PublishOptions) -> Entry:
     )
     _check_texts(entry)
     return entry
+
+
+def _check_names(file_name: str, sidecar: Sidecar, options: PublishOptions) -> None:
+    """Refuse a program id or channel that is none, by the sidecar's name where that says it.
+
+    Raises UsageError, and BadFileError for the sidecar.
+    """
+    for check, given, said in (
+        (check_program_id, options.program, sidecar.program),
+        (check_channel, options.channel, sidecar.channel),
+    ):
+        if given:
+            check(given)
+        elif said:
+            try:
+                check(said)
+            except UsageError as error:
+                hint = f"{error.hint} Mend {file_name}{SUFFIX}."
+                raise BadFileError(f"{file_name}{SUFFIX}: {error.message}", hint=hint) from None
 
 
 def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -185,8 +205,6 @@ def _check_texts(entry: Entry) -> None:
     """Refuse what no message could carry or no one could type. Raises BadFileError and UsageError."""
     program = entry.program or entry.facts.package_name
     check_program_id(program)
-    if entry.channel:
-        check_channel(entry.channel)
     longest = limits.IDENTIFIER_CHARACTERS
     for what, text, characters in (
         ("program id", program, longest),

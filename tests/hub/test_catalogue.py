@@ -256,6 +256,14 @@ async def test_a_file_without_a_header_is_published_as_the_sidecar_and_the_comma
             await hub.catalogue.publish(beside, options())
 
 
+@pytest.mark.parametrize("said", [Sidecar(channel="Beta!"), Sidecar(program="a b")])
+def test_a_name_that_is_none_is_refused_by_the_sidecar_that_gives_it(said: Sidecar) -> None:
+    with pytest.raises(BadFileError, match=r"^hello\.deb\.lockstep\.toml: .* is not a ") as caught:
+        merge("hello.deb", Inspected(facts=deb_facts(), sidecar=said), PublishOptions())
+    assert caught.value.hint.endswith("Mend hello.deb.lockstep.toml.")
+    merge("hello.deb", Inspected(facts=deb_facts(), sidecar=said), PublishOptions(program="hello", channel="beta"))
+
+
 # --- aliases --------------------------------------------------------------------------------------------------------
 
 

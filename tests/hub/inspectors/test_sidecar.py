@@ -369,6 +369,14 @@ def test_a_hand_made_stand_in_is_recognised_and_its_refusal_shows_a_sidecar_that
     assert shown(path) == kind
 
 
+@pytest.mark.parametrize("line", ["version = 1.0", 'architecture = "z80"', 'os_version = "x"', "title = 7"])
+def test_what_is_wrong_in_a_sidecar_is_mended_there_and_not_in_the_installer(line: str) -> None:
+    with DEB.open("rb") as file, pytest.raises(BadFileError) as caught:
+        read_installer(file, "notes.deb", line.encode())
+    assert caught.value.message.startswith("notes.deb.lockstep.toml: its ")
+    assert caught.value.hint.startswith("Mend notes.deb.lockstep.toml")
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.text(min_size=1, max_size=255))
 def test_the_sidecar_shown_for_any_file_name_is_one(name: str) -> None:
