@@ -141,6 +141,17 @@ async def ask(settings: Settings, command: str, arguments: dict[str, Any], tell:
     return answer["result"]
 
 
+async def is_running(settings: Settings) -> bool:
+    """Whether a hub runs on this folder and takes commands."""
+    try:
+        with _short_path(settings.data_folder) as path:
+            _, writer = await asyncio.open_unix_connection(path)
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
 @asynccontextmanager
 async def serve_admin(hub: Hub) -> AsyncIterator[None]:
     """Answer commands on the admin socket until the block is left."""

@@ -82,7 +82,7 @@ def publish(
     if folder:
         _watch(folder, options, data, config_file, as_json)
         return
-    results = []
+    results, is_interrupted = [], False
     for file in files:
         try:
             arguments = {"file": str(file.absolute()), "options": options}
@@ -91,12 +91,32 @@ def publish(
             results.append(_refusal(file, error))
             click.echo(f"Error: {error}", err=True)
             continue
+        except KeyboardInterrupt:
+            is_interrupted = True
+            _say_what_goes_on(files[len(results) :], data, config_file)
+            break
         if not as_json:
             _show_published(results[-1])
     if as_json:
         click.echo(json.dumps(results, indent=2))
+    if is_interrupted:
+        sys.exit(130)
     if any("error" in result for result in results):
         sys.exit(1)
+
+
+def _say_what_goes_on(files: tuple[Path, ...], data: str | None, config_file: Path | None) -> None:
+    """Say what becomes of the first of these files, at which Ctrl-C came, and of the others."""
+    from hub.admin import is_running
+    from hub.config import load_settings
+
+    file, *others = (path.name for path in files)
+    if run(is_running(load_settings(config_file, {"data": data}))):
+        words = f"{file} is not waited for any more; the hub goes on with it"
+    else:
+        words = f"{file} was interrupted"
+    words += ", and `lockstep-hub catalogue` shows what came of it."
+    click.echo(words + (f" Not begun: {', '.join(others)}." if others else ""), err=True)
 
 
 def _refusal(file: Path, error: LockstepError) -> dict[str, Any]:

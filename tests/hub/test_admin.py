@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import signal
 import stat
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,12 +12,15 @@ from typing import Any
 
 import pytest
 
-from hub.admin import SOCKET_NAME, ask, serve_admin
+from hub.admin import SOCKET_NAME, ask, is_running, serve_admin
 from hub.app import Hub, open_hub
 from hub.config import Settings
+from hub.inspection import inspect_safely
+from hub.inspectors import Inspected
 from protocol.errors import LockstepError, RefusedError
 from tests.harness.installers import make_installer
 from tests.hub.rooms import PASSWORD, open_rooms
+from tests.hub.test_cli import ROOT
 
 
 @asynccontextmanager
@@ -95,3 +100,37 @@ async def test_a_folder_with_a_very_long_name_has_an_admin_socket_too(tmp_path: 
     settings = Settings(data=str(deep / "hub"), disk_reserve_bytes=0)
     async with open_rooms(deep) as hub, serve_admin(hub):
         assert await ask(settings, "catalogue", {}) == []
+
+
+async def test_after_ctrl_c_the_running_hub_goes_on_with_the_file_and_the_command_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached, go_on = asyncio.Event(), asyncio.Event()
+
+    async def held(path: Path, name: str) -> Inspected:
+        reached.set()
+        await go_on.wait()
+        return await inspect_safely(path, name)
+
+    monkeypatch.setattr("hub.catalogue.inspect_safely", held)
+    files = [str(make_installer(tmp_path, "deb", version=version)) for version in ("1.0", "2.0")]
+    async with served(tmp_path) as (hub, _):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "hub", "publish", *files, "--json", "--data", str(hub.settings.data_folder),
+            cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        async with asyncio.timeout(20):
+            await reached.wait()
+            process.send_signal(signal.SIGINT)
+            output, errors = await process.communicate()
+        assert (process.returncode, json.loads(output)) == (130, [])
+        assert errors.decode().splitlines() == [
+            "hello_1.0_all.deb is not waited for any more; the hub goes on with it, and `lockstep-hub catalogue` shows "
+            "what came of it. Not begun: hello_2.0_all.deb."
+        ]
+        assert await hub.catalogue.listing() == []
+        go_on.set()
+        async with asyncio.timeout(20):
+            while not await hub.catalogue.listing():
+                pass
+    assert not await is_running(hub.settings)
