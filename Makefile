@@ -30,6 +30,7 @@ test-formats: $(VENV)/development ## read real, built, stand-in and damaged inst
 	@sh tests/tools.sh formats
 	@$(BIN)/python -m tests.formats.samples || true
 	$(if $(CASES),CASES=$(CASES)) $(if $(SEED),SEED=$(SEED)) $(BIN)/python -m pytest -m formats tests/formats tests/hub/inspectors $(ARGUMENTS)
+	@$(BIN)/python -m tests.hub.resolver_figures
 
 samples: $(VENV)/development ## bring the real installers the proofs read to ./samples, 86 MB
 	@$(BIN)/python -m tests.formats.samples
