@@ -486,6 +486,12 @@ async def _add_aliases(transaction: Transaction, package: str, os_types: Iterabl
         await transaction.rows("add_alias", os_type=os_type, package_name=package, program_id=program)
 
 
+def _epoch(facts: InstallerFacts) -> str:
+    """Return a package's epoch with its colon: people do not say it of a release, and yet it decides which is newer."""
+    epoch, colon, _ = facts.version.partition(":")
+    return epoch + colon if colon and facts.kind in ("deb", "rpm") else ""
+
+
 async def _add_rows(transaction: Transaction, entry: Entry, stored: StoredObject, program: str) -> None:
     now, facts = time.time(), entry.facts
     await transaction.rows("add_object", **structs.asdict(stored), now=now)
@@ -496,7 +502,7 @@ async def _add_rows(transaction: Transaction, entry: Entry, stored: StoredObject
         "add_release",
         program_id=program,
         version=facts.release,
-        version_key=version_sort_key(facts.release),
+        version_key=version_sort_key(_epoch(facts) + facts.release),
         channel=entry.channel or STABLE,
         now=now,
     )

@@ -407,6 +407,15 @@ async def test_a_delivery_that_is_under_way_is_left_alone_by_a_correction(tmp_pa
         assert owed is not None and owed.digest.hex() == published.digest
 
 
+async def test_an_epoch_that_nobody_says_makes_a_release_the_newest(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        asks = await add_terminal(hub, await add_account(hub))
+        for version in ("2:0.5-1", "1.10-1"):
+            await hub.catalogue.publish(make_installer(tmp_path, "deb", version=version), options())
+        assert [one.version for one in (await hub.catalogue.program("hello")).releases] == ["0.5", "1.10"]
+        assert await listed(hub, asks) == {"hello": "0.5"}
+
+
 async def test_of_two_files_for_the_same_devices_at_the_same_time_one_gets_in_and_nothing_of_the_other_stays(
     tmp_path: Path,
 ) -> None:
