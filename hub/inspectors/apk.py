@@ -64,7 +64,7 @@ ABI_NAMES: Final[dict[str, Architecture]] = {**ARCHITECTURE_NAMES, "armeabi": "a
 
 Manifest: TypeAlias = tuple[axml.Element, ...]
 
-_PACKAGE = re.compile(r"[A-Za-z][A-Za-z0-9_]*(?:\.[A-Za-z][A-Za-z0-9_]*)*")
+_PACKAGE = re.compile(r"[A-Za-z][A-Za-z0-9_]*(?:\.[A-Za-z][A-Za-z0-9_]*)+")
 _LIBRARY = re.compile(r"lib/([^/]+)/[^/]+\.so")
 
 
@@ -91,7 +91,7 @@ def read_manifest(archive: Archive, limit: int = MANIFEST_BYTES) -> Manifest:
     manifest = tuple(axml.elements(archive.read(MANIFEST, limit)))
     package = manifest[0].get("package")
     if manifest[0].name != "manifest" or not isinstance(package, str) or not _PACKAGE.fullmatch(package):
-        raise BadFileError("its manifest names no package.")
+        raise BadFileError("its manifest names no package of two words or more, such as org.example.app.")
     return manifest
 
 

@@ -17,7 +17,7 @@ from hub.inspectors import apk, axml, inspect, resources, zips
 from hub.matching import Selector
 from hub.records import InstallerFacts
 from protocol.errors import BadFileError
-from tests.hub.inspectors.android import a_manifest, link, needs_aapt2
+from tests.hub.inspectors.android import FRAMEWORK, a_manifest, link, needs_aapt2
 from tests.hub.inspectors.reading import DEMO, Save, a_zip, refused, run
 
 PNG = base64.b64decode(
@@ -206,6 +206,11 @@ def test_an_apk_no_device_here_could_install_is_refused_in_words(
     manifest: str, libraries: tuple[str, ...], fault: str, tmp_path: Path
 ) -> None:
     assert fault in refused(link(tmp_path, manifest, libraries)).message
+
+
+@needs_aapt2
+def test_the_resources_of_android_itself_whose_package_is_one_word_are_no_program() -> None:
+    assert "two words or more" in refused(FRAMEWORK).message
 
 
 @pytest.mark.parametrize("content", [b"", b"<manifest/>", b"\x03\x00\x08\x00\x08\x00\x00\x00", bytes(64)])
