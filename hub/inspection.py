@@ -22,7 +22,7 @@ from typing import BinaryIO, Final, TypeVar
 
 import msgspec
 
-from hub.inspectors import Inspected, check_facts, open_installer, told_of
+from hub.inspectors import INSPECTION_FAILED, Inspected, check_facts, open_installer, told_of
 from hub.inspectors.sidecar import SUFFIX
 from hub.inspectors.worker import MEMORY_BYTES, PROCESSOR_SECONDS, Answer
 from protocol.errors import BadFileError, ConflictError, UnavailableError
@@ -31,7 +31,6 @@ from protocol.limits import KIB, MIB
 WORKERS: Final = 2
 WALL_SECONDS: Final = 10.0
 ANSWER_BYTES: Final = 256 * KIB
-FAILED: Final = "inspection-failed"
 _LOOK_EVERY_SECONDS: Final = 0.1  # whether whoever asked has gone
 _LOOK_AGAIN_SECONDS: Final = 0.002  # whether a worker that has said all has ended: it does so at once
 _NO_SUCH_FILE: Final = (errno.ENOENT, errno.ENAMETOOLONG)  # a name may have no room for what is put behind it
@@ -207,4 +206,4 @@ def _words(status: int) -> str:
 
 
 def _failed(message: str) -> BadFileError:
-    return BadFileError(message, code=FAILED)
+    return BadFileError(message, code=INSPECTION_FAILED)

@@ -46,7 +46,7 @@ _TEMPORARY_PREFIX: Final = ".incoming-"
 _SEAL_BYTES: Final = 32
 _UNCHECKED: Final = -1
 _NAME: Final = re.compile("[0-9a-f]{64}")
-_DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class Pack:
@@ -160,7 +160,7 @@ class Objects:
             self.check_room(source.name, size, digest)
             return self._pack(source, size, digest)
         except OSError as error:
-            if error.errno in _DISK_FULL:
+            if error.errno in DISK_FULL:
                 raise RefusedError(
                     f"The hub's disk has no room for {source.name}.", hint="Free some space.", code="disk-full"
                 ) from None
@@ -399,7 +399,7 @@ class Objects:
         try:
             os.fsync(descriptor)
         except OSError as error:
-            if error.errno in _DISK_FULL:
+            if error.errno in DISK_FULL:
                 raise
             what = f"{path.name}: {error.strerror}"
             self._on_disk_failure(what)

@@ -13,7 +13,6 @@ Work on files runs in threads of its own, at most two whole files at a time, so 
 
 import asyncio
 import contextlib
-import errno
 import hashlib
 import logging
 import os
@@ -28,7 +27,7 @@ from hub.accounts import Accounts
 from hub.catalogue import Catalogue, PublishOptions
 from hub.clock import HubClock
 from hub.inspectors.sidecar import SUFFIX
-from hub.objects import Objects
+from hub.objects import DISK_FULL, Objects
 from hub.records import Published, Terminal
 from protocol import limits
 from protocol.chunks import restore
@@ -45,7 +44,6 @@ KEPT_PARTIAL_FILES: Final = 16
 _WHOLE_FILES_AT_ONCE: Final = 2
 _READ_BYTES: Final = limits.MIB
 _WRITE_PIECES: Final = 1_024  # IOV_MAX of Linux
-_DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -396,7 +394,7 @@ class Uploads:
         try:
             return await loop.run_in_executor(self._threads, lambda: work(*args, **kwargs))
         except OSError as error:
-            if error.errno in _DISK_FULL:
+            if error.errno in DISK_FULL:
                 raise RefusedError(
                     "The hub's disk is full.", hint="The hub's owner has to free some space.", code="disk-full"
                 ) from None

@@ -30,7 +30,6 @@ Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**53)]
 RequestId: TypeAlias = Annotated[int, Meta(ge=1, le=2**53)]
 Seconds: TypeAlias = Annotated[float, Meta(ge=0, le=2**53)]
 ChunkIndex: TypeAlias = Annotated[int, Meta(ge=0, lt=limits.MANIFEST_ENTRIES)]
-ChunkCount: TypeAlias = Annotated[int, Meta(ge=0, le=limits.MANIFEST_ENTRIES)]
 Features: TypeAlias = Annotated[tuple[Name, ...], Meta(max_length=32)]
 
 

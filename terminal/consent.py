@@ -3,7 +3,7 @@
 Times are Unix seconds of this device's clock, which may be stepped: what was put off ends early rather than late.
 """
 
-from typing import Annotated, Final, Literal, TypeAlias, get_args
+from typing import Annotated, Final, Literal, TypeAlias
 
 from msgspec import Meta, Struct, structs
 
@@ -14,7 +14,6 @@ from protocol.quiet import quiet_hours
 Wish: TypeAlias = Literal["ask", "auto", "never"]
 Decision: TypeAlias = Literal["", "accept", "later"]
 
-WISHES: Final[tuple[Wish, ...]] = get_args(Wish)
 LATER_SECONDS: Final = life.HOUR
 LONGEST_LATER_SECONDS: Final = life.DELIVERY_SECONDS
 _AS_GOOD_AS_OVER_SECONDS: Final = 1.0  # hub and device do not count the same

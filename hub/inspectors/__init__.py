@@ -24,7 +24,7 @@ from hub.records import InstallerFacts
 from protocol.errors import BadFileError, LockstepError
 from protocol.limits import IDENTIFIER_CHARACTERS, KIB, NAME_CHARACTERS, OBJECT_BYTES, TEXT_CHARACTERS
 
-__all__ = ["Inspected", "check_facts", "inspect", "open_installer", "read_installer", "told_of"]
+__all__ = ["INSPECTION_FAILED", "Inspected", "check_facts", "inspect", "open_installer", "read_installer", "told_of"]
 
 
 class Format(Protocol):
@@ -57,7 +57,7 @@ FORMATS: Final[dict[str, Format]] = {
 }
 FACTS_BYTES: Final = 128 * KIB  # as JSON
 DAMAGED_HINT: Final = "Get the file again from where it was built and compare its SHA-256."
-TOO_MUCH: Final = "inspection-failed"
+INSPECTION_FAILED: Final = "inspection-failed"
 
 _SIGNER: Final = re.compile(r"(?:[0-9a-f]{16}|[0-9a-f]{40}|[0-9a-f]{64})?")  # of an RPM a key id or fingerprint
 
@@ -145,7 +145,7 @@ def told_of(name: str) -> Iterator[None]:
         raise BadFileError(f"{name}: it cannot be read ({reason}).", hint="Check the path and its rights.") from error
     except MemoryError as error:
         raise BadFileError(
-            f"{name}: reading it takes more memory than is allowed.", hint=DAMAGED_HINT, code=TOO_MUCH
+            f"{name}: reading it takes more memory than is allowed.", hint=DAMAGED_HINT, code=INSPECTION_FAILED
         ) from error
     except Exception as error:
         raise BadFileError(f"{name}: it is damaged ({type(error).__name__}).", hint=DAMAGED_HINT) from error
