@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Struct, structs
 
 from hub.passwords import Passwords
-from hub.records import IDENTIFIER, Terminal, new_id
+from hub.records import IDENTIFIER, RIGHTS, Right, Terminal, new_id
 from hub.store import Row, Store, Transaction
 from protocol import limits
 from protocol.device import DeviceInfo
@@ -23,7 +23,9 @@ class AccountRow(Struct, frozen=True):
     name: str
     terminals: int
     created_at: float
-    may_publish: bool
+    rights: tuple[Right, ...]
+    disabled_at: float = 0.0
+    subject: str = ""
 
 
 class Accounts:
@@ -50,7 +52,8 @@ class Accounts:
                 "add_account", account_id=new_id("a"), name=name, password_hash=password_hash, now=time.time()
             )
             if added is not None:
-                await transaction.rows("set_may_publish", name=name, may_publish=may_publish)
+                rights = " ".join(right for right in RIGHTS if may_publish or right != "publish")
+                await transaction.rows("set_account_rights", name=name, rights=rights)
             return added is not None
 
         if not await self._store.transaction(body):
@@ -62,28 +65,41 @@ class Accounts:
         async def body(transaction: Transaction) -> list[AccountRow]:
             rows = await transaction.rows("accounts")
             return [
-                AccountRow(row["name"], row["terminals"], row["created_at"], bool(row["may_publish"])) for row in rows
+                AccountRow(
+                    name=row["name"],
+                    terminals=row["terminals"],
+                    created_at=row["created_at"],
+                    rights=tuple(row["rights"].split()),
+                    disabled_at=row["disabled_at"] or 0.0,
+                    subject=row["subject"] or "",
+                )
+                for row in rows
             ]
 
         return await self._store.transaction(body)
 
-    async def allow_publishing(self, name: str, *, allowed: bool) -> None:
-        """Give the terminals of an account the right to publish, or take it back. Raises UnknownNameError."""
+    async def allow(self, name: str, right: Right, *, allowed: bool) -> None:
+        """Give the terminals of an account a right, or take it back. Raises UnknownNameError."""
 
         async def body(transaction: Transaction) -> bool:
-            return await transaction.row("set_may_publish", name=name, may_publish=allowed) is not None
+            account = await transaction.row("account_by_name", name=name)
+            if account is None:
+                return False
+            held = set(account["rights"].split()) - {right} | ({right} if allowed else set())
+            rights = " ".join(one for one in RIGHTS if one in held)
+            await transaction.rows("set_account_rights", name=name, rights=rights)
+            return True
 
         if not await self._store.transaction(body):
             raise UnknownNameError(
                 f"There is no account {name!r}.", hint="`lockstep-hub account list` lists them.", code="unknown-account"
             )
 
-    async def may_publish(self, account_id: str) -> bool:
-        """Return whether the terminals of an account may publish now."""
+    async def may(self, terminal: str, right: Right) -> bool:
+        """Return whether a terminal has a right now: its account has it, and it has it itself."""
 
         async def body(transaction: Transaction) -> bool:
-            row = await transaction.row("may_publish", account_id=account_id)
-            return row is not None and bool(row["may_publish"])
+            return right in await rights_of(transaction, terminal)
 
         return await self._store.transaction(body)
 
@@ -194,6 +210,14 @@ class Accounts:
             )
 
 
+async def rights_of(transaction: Transaction, terminal: str) -> frozenset[str]:
+    """Return the rights a terminal has now: none where it is revoked, unknown, or of a disabled account."""
+    row = await transaction.row("rights_of", terminal_id=terminal)
+    if row is None:
+        return frozenset()
+    return frozenset(row["account_rights"].split()) & frozenset(row["terminal_rights"].split())
+
+
 def device_row(terminal: Terminal, *, online: bool) -> DeviceRow:
     """Return a terminal as the device list shows it."""
     return DeviceRow(
@@ -203,6 +227,7 @@ def device_row(terminal: Terminal, *, online: bool) -> DeviceRow:
         device=terminal.device,
         address=terminal.address,
         last_seen=terminal.last_seen_at,
+        tags=terminal.tags,
     )
 
 
@@ -224,6 +249,10 @@ def _terminal(row: Row) -> Terminal:
         address=row["address"],
         connection=row["connection"],
         last_seen_at=row["last_seen_at"],
+        tags=tuple(msgspec.json.decode(row["tags"], type=list[str])),
+        is_revoked=row["revoked_at"] is not None,
+        is_disabled=row["disabled_at"] is not None,
+        cloned_at=row["cloned_at"] or 0.0,
     )
 
 

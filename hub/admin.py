@@ -20,6 +20,7 @@ from hub.app import Hub, open_hub
 from hub.backup import DATABASE_NAME, write_backup
 from hub.catalogue import PublishOptions
 from hub.config import Settings
+from hub.records import Right
 from hub.resolver import match_device
 from hub.scrub import Tell, keep_report, scrub, tell_nobody
 from protocol.device import DeviceInfo
@@ -107,12 +108,13 @@ def _candidate(told: dict[str, Any] | None) -> Any:
 async def _account(hub: Hub, command: str, arguments: dict[str, Any]) -> Any:
     if command == "account list":
         return msgspec.to_builtins(await hub.accounts.listing())
-    name, may_publish = arguments["name"], arguments.get("may_publish") is True
+    name = arguments["name"]
     if command == "account add":
-        await hub.accounts.add(name, arguments["password"], may_publish=may_publish)
+        await hub.accounts.add(name, arguments["password"], may_publish=arguments.get("may_publish") is True)
         return {"account": name}
-    await hub.accounts.allow_publishing(name, allowed=may_publish)
-    return {"account": name, "may_publish": may_publish}
+    right, allowed = msgspec.convert(arguments["right"], Right), arguments["allowed"] is True
+    await hub.accounts.allow(name, right, allowed=allowed)
+    return {"account": name, "right": right, "allowed": allowed}
 
 
 async def _check(hub: Hub, tell: Tell) -> Any:

@@ -191,7 +191,7 @@ def account_add(
     show(result, as_json, lambda: click.echo(f"Account {result['account']} is there. Devices log in with it now."))
 
 
-_RIGHTS = click.Choice(["publish"])
+_RIGHTS = click.Choice(["approve", "initiate", "publish", "receive"])
 
 
 @account.command("allow")
@@ -200,8 +200,8 @@ _RIGHTS = click.Choice(["publish"])
 @data_option
 @json_option
 def account_allow(name: str, right: str, data: str | None, config_file: Path | None, as_json: bool) -> None:
-    """Give an account a right: its devices may publish installers."""
-    result = ask_hub(data, config_file, "account right", {"name": name, "may_publish": True})
+    """Give the devices of an account a right."""
+    result = ask_hub(data, config_file, "account right", {"name": name, "right": right, "allowed": True})
     show(result, as_json, lambda: click.echo(f"Devices of {name} may {right} now."))
 
 
@@ -211,8 +211,8 @@ def account_allow(name: str, right: str, data: str | None, config_file: Path | N
 @data_option
 @json_option
 def account_deny(name: str, right: str, data: str | None, config_file: Path | None, as_json: bool) -> None:
-    """Take a right back. What comes up at this moment is not published any more."""
-    result = ask_hub(data, config_file, "account right", {"name": name, "may_publish": False})
+    """Take a right back from the devices of an account; from now on it counts no more."""
+    result = ask_hub(data, config_file, "account right", {"name": name, "right": right, "allowed": False})
     show(result, as_json, lambda: click.echo(f"Devices of {name} may not {right} any more."))
 
 
@@ -222,7 +222,7 @@ def account_deny(name: str, right: str, data: str | None, config_file: Path | No
 def account_list(data: str | None, config_file: Path | None, as_json: bool) -> None:
     """List the accounts."""
     rows = ask_hub(data, config_file, "account list", {})
-    lines = [(row["name"], row["terminals"], "publish" if row["may_publish"] else "-") for row in rows]
+    lines = [(row["name"], row["terminals"], " ".join(row["rights"]) or "-") for row in rows]
     show(rows, as_json, lambda: table(("ACCOUNT", "TERMINALS", "MAY"), lines))
 
 

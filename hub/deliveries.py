@@ -230,6 +230,21 @@ class Deliveries:
 
     # --- inside a transaction ---------------------------------------------------------------------------------------
 
+    async def deny_terminal(self, transaction: Transaction, terminal: str, reason: str, detail: str) -> int:
+        """End everything a terminal is owed and has not begun to install; return how many deliveries that were."""
+        return await self._deny(transaction, "open_of_terminal", reason, detail, terminal_id=terminal)
+
+    async def deny_object(self, transaction: Transaction, digest: bytes, reason: str, detail: str) -> int:
+        """End every delivery of an object that has not begun to install; return how many that were."""
+        return await self._deny(transaction, "open_of_object", reason, detail, digest=digest)
+
+    async def _deny(self, transaction: Transaction, query: str, reason: str, detail: str, **which: object) -> int:
+        rows = await transaction.rows(query, **which)
+        for row in sorted(rows, key=lambda row: row["follows"] is None):  # followers first, or they would take over
+            await self.move(transaction, row, Move(life.State.DENIED, reason, detail))
+            self._pokes.poke("owed", row["terminal_id"])
+        return len(rows)
+
     async def _offer(self, transaction: Transaction, row: Row, connection: int, installed: Row | None) -> Owed:
         if row["state"] != life.State.QUEUED:  # left by an older connection
             await self.move(transaction, row, Move(life.State.QUEUED, connection=connection))

@@ -2,7 +2,7 @@
 
 import re
 import secrets
-from typing import Final
+from typing import Final, Literal, TypeAlias, get_args
 
 from msgspec import Struct
 
@@ -10,6 +10,8 @@ from hub.matching import Selector
 from protocol.device import DeviceInfo, InstallerKind
 from protocol.messages import InstallerOffer, SyncDone, TargetRow
 
+Right: TypeAlias = Literal["approve", "initiate", "publish", "receive"]
+RIGHTS: Final[tuple[str, ...]] = get_args(Right)  # in the order in which they are kept
 _IDENTIFIER_ALPHABET: Final = "23456789abcdefghjkmnpqrstuvwxyz"  # nothing that looks like something else
 IDENTIFIER: Final = re.compile(f"[a-z]-[{_IDENTIFIER_ALPHABET}]{{10}}")
 
@@ -44,6 +46,7 @@ class Terminal(Struct, frozen=True, kw_only=True):
     """One device of an account as the hub knows it.
 
     `connection` counts its logins, and `receives` says whether this one is there to receive; times are Unix seconds.
+    One that is revoked, or whose account is disabled, is known still and logs in no more.
     """
 
     terminal_id: str
@@ -56,6 +59,10 @@ class Terminal(Struct, frozen=True, kw_only=True):
     connection: int
     last_seen_at: float
     receives: bool = False
+    tags: tuple[str, ...] = ()
+    is_revoked: bool = False
+    is_disabled: bool = False
+    cloned_at: float = 0.0
 
 
 class StoredObject(Struct, frozen=True, kw_only=True):

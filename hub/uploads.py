@@ -216,7 +216,7 @@ class Uploads:
         Raises RefusedError (`not-allowed`, `too-large`, `disk-full`, `store-full`), UnavailableError (`busy`),
         UsageError (`bad-name`), TransferError.
         """
-        await self._check_right(me.account_id)
+        await self._check_right(me)
         _check_file_name(request.file_name)
         upload = Upload(request, me, self._folder / f"{me.account_id}-{request.object.hex()}")
         self._check_turn(upload)
@@ -257,7 +257,7 @@ class Uploads:
             await self._step(upload, upload.verify)
         upload.is_publishing = True
         try:
-            await self._check_right(me.account_id)
+            await self._check_right(me)
             options = PublishOptions(program=request.program, title=request.title, channel=request.channel)
             published = await self._catalogue.publish(upload.file, options, request.file_name)
         except LockstepError as error:
@@ -329,10 +329,10 @@ class Uploads:
 
     # --- checks ---------------------------------------------------------------------------------------------------
 
-    async def _check_right(self, account_id: str) -> None:
-        if not await self._accounts.may_publish(account_id):
+    async def _check_right(self, terminal: Terminal) -> None:
+        if not await self._accounts.may(terminal.terminal_id, "publish"):
             raise RefusedError(
-                "This account may not publish.",
+                "This terminal may not publish.",
                 hint="The hub's owner allows it with `lockstep-hub account allow NAME publish`.",
                 code="not-allowed",
             )

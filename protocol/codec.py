@@ -13,7 +13,7 @@ import msgspec
 
 from protocol import limits
 from protocol.errors import ProtocolError
-from protocol.messages import BY_KIND, AnyMessage, Message
+from protocol.messages import BY_KIND, AnyMessage, Message, PostureReport
 
 Row = TypeVar("Row", bound=msgspec.Struct)
 
@@ -35,7 +35,9 @@ def decode(data: bytes | str, *, limit_bytes: int = limits.MESSAGE_BYTES) -> Any
     if len(data) > limit_bytes:
         raise ProtocolError(f"A message of {len(data)} bytes is over the limit of {limit_bytes}.", code="too-large")
     fields = _unpack(data)
-    message_class = BY_KIND.get(fields.get("kind", ""))
+    if not isinstance(fields.get("kind"), str):
+        raise ProtocolError("A message has no kind.", code="bad-msgpack")
+    message_class = BY_KIND.get(fields["kind"])
     if message_class is None:
         raise ProtocolError(f"Unknown message kind {str(fields.get('kind'))[:40]!r}.", code="unknown-kind")
     try:
@@ -45,6 +47,20 @@ def decode(data: bytes | str, *, limit_bytes: int = limits.MESSAGE_BYTES) -> Any
         why = _REPEATED_VALUE.sub(r"\1", str(error))
         raise ProtocolError(f"A {fields['kind']} message is wrong: {why}.", code="bad-field") from None
     return message
+
+
+def encode_report(report: PostureReport) -> bytes:
+    """Return the bytes of a terminal's report, which it signs."""
+    data: bytes = msgpack.packb(msgspec.to_builtins(report, builtin_types=(bytes,)))
+    return data
+
+
+def decode_report(data: bytes) -> PostureReport:
+    """Return the report in `data`. Raises ProtocolError as `decode` does."""
+    try:
+        return msgspec.convert(_unpack(data), PostureReport, builtin_types=(bytes,))
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise ProtocolError(f"A posture report is wrong: {error}.", code="bad-field") from None
 
 
 def pages(rows: Iterable[Row], page_bytes: int = limits.FRAME_BYTES) -> list[tuple[Row, ...]]:
@@ -78,9 +94,6 @@ def _unpack(data: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ProtocolError("A message is not a msgpack map.", code="bad-msgpack")
     _check_nesting(value)
-    kind = value.get("kind")
-    if not isinstance(kind, str):
-        raise ProtocolError("A message has no kind.", code="bad-msgpack")
     return value
 
 

@@ -49,8 +49,10 @@ MAY_SAY: Final[dict[tuple[Phase, Side], frozenset[type[Message]]]] = {
     (Phase.CHALLENGE, Side.HUB): frozenset({messages.Challenge, messages.Error}),
     (Phase.PROOF, Side.TERMINAL): frozenset({messages.Enrol, messages.Login}),
     (Phase.PROOF, Side.HUB): frozenset({messages.Error}),
-    (Phase.WELCOME, Side.HUB): frozenset({messages.Welcome, messages.Error}),
-    (Phase.OPEN, Side.TERMINAL): _EITHER | set(messages.REQUESTS) | {messages.Inventory, messages.State},
+    (Phase.WELCOME, Side.HUB): frozenset({messages.Pairing, messages.Welcome, messages.Error}),
+    (Phase.OPEN, Side.TERMINAL): _EITHER
+    | set(messages.REQUESTS)
+    | {messages.Inventory, messages.State, messages.Posture},
     (Phase.OPEN, Side.HUB): _EITHER
     | {
         messages.Devices,
@@ -66,6 +68,10 @@ MAY_SAY: Final[dict[tuple[Phase, Side], frozenset[type[Message]]]] = {
         messages.Done,
         messages.PublishAccepted,
         messages.Published,
+        messages.PairingResult,
+        messages.Standing,
+        messages.PostureRequest,
+        messages.Rules,
     },
 }
 

@@ -5,6 +5,7 @@ What is signed is a context string followed by its parts, each with its length i
 that no two different lists of parts give the same bytes.
 """
 
+import hashlib
 import secrets
 from typing import Final
 
@@ -18,6 +19,8 @@ from protocol import limits
 CHALLENGE_CONTEXT: Final = b"lockstep.v1 challenge"
 ENROL_CONTEXT: Final = b"lockstep.v1 enrol"
 LOGIN_CONTEXT: Final = b"lockstep.v1 login"
+POSTURE_CONTEXT: Final = b"lockstep.v1 posture"
+AUDIT_CONTEXT: Final = b"lockstep audit head"
 
 
 def new_nonce() -> bytes:
@@ -104,6 +107,21 @@ def login_bytes(
     return _join(
         LOGIN_CONTEXT, terminal_nonce, hub_nonce, hub_key, terminal.encode(), host.encode(), str(port).encode()
     )
+
+
+def posture_bytes(*, hub_key: bytes, terminal: str, report: bytes) -> bytes:
+    """What a terminal signs of its posture: the hub it is for, who it is, the report with the hub's nonce in it."""
+    return _join(POSTURE_CONTEXT, hub_key, terminal.encode(), report)
+
+
+def audit_head_bytes(*, sequence: int, digest: bytes, at: float) -> bytes:
+    """What the hub signs of its audit log: the last row's number and hash, and when."""
+    return _join(AUDIT_CONTEXT, str(sequence).encode(), digest, repr(at).encode())
+
+
+def fingerprint(public_key: bytes) -> str:
+    """Return how people compare a public key: "sha256:" and its SHA-256 in hex."""
+    return f"sha256:{hashlib.sha256(public_key).hexdigest()}"
 
 
 def _join(*parts: bytes) -> bytes:

@@ -25,6 +25,9 @@ ROWS_PER_PAGE: Final = 200
 INVENTORY_PROGRAMS: Final = 1_024
 INSTALLING_AT_ONCE: Final = 16
 INBOX_ROWS: Final = 256
+TAGS_PER_TERMINAL: Final = 16
+JOIN_KEY_CHARACTERS: Final = 128
+TOKEN_BYTES: Final = 4_096  # of an identity provider's token; it has to fit a message before login
 
 # --- objects and chunks -------------------------------------------------------------------------------------------
 OBJECT_BYTES: Final = 4 * GIB
@@ -38,6 +41,9 @@ MANIFEST_ENTRY_BYTES: Final = 40  # 32 digest, 4 raw size, 4 stored size
 MANIFEST_PAGE_ENTRIES: Final = 4_096
 WANT_RUNS: Final = 1_024
 SIDECAR_BYTES: Final = 64 * KIB
+RULES_BYTES: Final = 4 * MIB  # of a rule set
+POSTURE_BYTES: Final = 64 * KIB  # of one report
+POSTURE_FINDINGS: Final = 64  # in one report; of more only the number
 
 # --- transfer -----------------------------------------------------------------------------------------------------
 FRAME_BYTES: Final = 256 * KIB  # pack bytes in one `chunks` message
@@ -63,6 +69,7 @@ DEVICE_CHANGES_EVERY_SECONDS: Final = 0.25
 SYNC_UPDATES_EVERY_SECONDS: Final = 0.5
 UPLOAD_IDLE_SECONDS: Final = 120.0  # no page and no frame of what the hub asked for: the upload is given up
 PRESENCE_GRACE_SECONDS: Final = 5.0
+PAIRING_SECONDS: Final = 600.0
 RECONNECT_FIRST_SECONDS: Final = 1.0
 RECONNECT_LARGEST_SECONDS: Final = 60.0
 RESTART_SPREAD_SECONDS: Final = 10.0  # over which terminals spread their return after close 1012
@@ -71,6 +78,8 @@ RETRY_AFTER_LARGEST_SECONDS: Final = 5.0
 
 # --- keys ---------------------------------------------------------------------------------------------------------
 NONCE_BYTES: Final = 32
+RUN_BYTES: Final = 16  # what one run of a terminal's program is known by
+PAIRING_CODE_CHARACTERS: Final = 8
 KEY_BYTES: Final = 32
 SIGNATURE_BYTES: Final = 64
 DIGEST_BYTES: Final = 32

@@ -21,7 +21,7 @@ Text: TypeAlias = Annotated[str, Meta(max_length=limits.TEXT_CHARACTERS)]
 Version: TypeAlias = Annotated[str, Meta(max_length=limits.IDENTIFIER_CHARACTERS)]
 Host: TypeAlias = Annotated[str, Meta(min_length=1, max_length=255)]
 Port: TypeAlias = Annotated[int, Meta(ge=1, le=65_535)]
-Password: TypeAlias = Annotated[str, Meta(min_length=1, max_length=limits.TEXT_CHARACTERS)]
+OptionalName: TypeAlias = Annotated[str, Meta(max_length=limits.NAME_CHARACTERS)]
 Nonce: TypeAlias = Annotated[bytes, Meta(min_length=limits.NONCE_BYTES, max_length=limits.NONCE_BYTES)]
 PublicKey: TypeAlias = Annotated[bytes, Meta(min_length=limits.KEY_BYTES, max_length=limits.KEY_BYTES)]
 Signature: TypeAlias = Annotated[bytes, Meta(min_length=limits.SIGNATURE_BYTES, max_length=limits.SIGNATURE_BYTES)]
@@ -30,6 +30,10 @@ Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**53)]
 RequestId: TypeAlias = Annotated[int, Meta(ge=1, le=2**53)]
 Seconds: TypeAlias = Annotated[float, Meta(ge=0, le=2**53)]
 ChunkIndex: TypeAlias = Annotated[int, Meta(ge=0, lt=limits.MANIFEST_ENTRIES)]
+PairingCode: TypeAlias = Annotated[
+    str, Meta(min_length=limits.PAIRING_CODE_CHARACTERS, max_length=limits.PAIRING_CODE_CHARACTERS)
+]
+Tags: TypeAlias = Annotated[tuple[Name, ...], Meta(max_length=limits.TAGS_PER_TERMINAL)]
 Features: TypeAlias = Annotated[tuple[Name, ...], Meta(max_length=32)]
 
 
@@ -59,10 +63,17 @@ class Challenge(Message, tag="challenge", frozen=True, kw_only=True):
 
 
 class Enrol(Message, tag="enrol", frozen=True, kw_only=True):
-    """Up: make this device a terminal of the account. `signature` is by `device_key` over `keys.enrol_bytes`."""
+    """Up: make this device a terminal of an account. `signature` is by `device_key` over `keys.enrol_bytes`.
 
-    account: Name
-    password: Password
+    In one of four ways: the `account` and its `password`; a `join_key`; an identity provider's `token` (a JWT, RFC
+    7519); or with `pair`, when somebody who is logged in approves the code that the hub answers with.
+    """
+
+    account: OptionalName = ""
+    password: Text = ""
+    join_key: Annotated[str, Meta(max_length=limits.JOIN_KEY_CHARACTERS)] = ""
+    token: Annotated[bytes, Meta(max_length=limits.TOKEN_BYTES)] = b""
+    pair: bool = False
     name: Name
     device: DeviceInfo
     device_key: PublicKey
@@ -73,14 +84,25 @@ class Enrol(Message, tag="enrol", frozen=True, kw_only=True):
 
 
 class Login(Message, tag="login", frozen=True, kw_only=True):
-    """Up: come back as a terminal already enrolled. `signature` is by the device key over `keys.login_bytes`."""
+    """Up: come back as a terminal already enrolled. `signature` is by the device key over `keys.login_bytes`.
+
+    `run` is random, the same for all logins of one process: a run that comes back after another tells of a copied key.
+    """
 
     terminal: Identifier
     receives: bool
     device: DeviceInfo
+    run: Annotated[bytes, Meta(max_length=limits.RUN_BYTES)] = b""
     host: Host
     port: Port
     signature: Signature
+
+
+class Pairing(Message, tag="pairing", frozen=True, kw_only=True):
+    """Down: show this code; whoever is logged in may approve it for `seconds`. Then `welcome` or `error` follows."""
+
+    code: PairingCode
+    seconds: Seconds
 
 
 class Welcome(Message, tag="welcome", frozen=True, kw_only=True):
@@ -98,7 +120,11 @@ class Welcome(Message, tag="welcome", frozen=True, kw_only=True):
 
 
 class DeviceRow(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One terminal of the account as the others see it. `online` means connected and receiving."""
+    """One terminal of the account as the others see it. `online` means connected and receiving.
+
+    `standing` is empty when all is well, `quarantined` for one that may neither send nor receive, `cloned` for one
+    whose key was seen in two places. `tags` are its owner's.
+    """
 
     terminal: Identifier
     name: Name
@@ -106,6 +132,8 @@ class DeviceRow(Struct, frozen=True, kw_only=True, omit_defaults=True):
     device: DeviceInfo
     address: Annotated[str, Meta(max_length=64)] = ""
     last_seen: Seconds = 0.0
+    standing: Code = ""
+    tags: Tags = ()
 
 
 DeviceRows: TypeAlias = Annotated[tuple[DeviceRow, ...], Meta(max_length=limits.LIST_ITEMS)]
@@ -409,6 +437,98 @@ class Done(Message, tag="done", frozen=True, kw_only=True):
     re: RequestId
 
 
+# --- safety -------------------------------------------------------------------------------------------------------
+
+
+class PairingRequest(Message, tag="pairing_request", frozen=True, kw_only=True):
+    """Up: say which device shows this code."""
+
+    id: RequestId
+    code: PairingCode
+
+
+class PairingResult(Message, tag="pairing_result", frozen=True, kw_only=True):
+    """Down: the device that shows the code, so that a person can tell whether it is the one before them."""
+
+    re: RequestId
+    code: PairingCode
+    name: Name
+    device: DeviceInfo
+    device_key: PublicKey
+    address: Annotated[str, Meta(max_length=64)] = ""
+    seconds: Seconds
+
+
+class Approve(Message, tag="approve", frozen=True, kw_only=True):
+    """Up: make the device with `device_key`, which shows `code`, a terminal of this account, or not. Done or error."""
+
+    id: RequestId
+    code: PairingCode
+    device_key: PublicKey
+    accept: bool = True
+
+
+class Revoke(Message, tag="revoke", frozen=True, kw_only=True):
+    """Up: this terminal of the account is not one any more: its key is dead, and what it is owed. Done or error."""
+
+    id: RequestId
+    terminal: Identifier
+
+
+class Standing(Message, tag="standing", frozen=True, kw_only=True):
+    """Down, after `welcome` where something is amiss and whenever it changes: what this terminal may do, and why."""
+
+    may_receive: bool
+    may_initiate: bool
+    quarantined: bool = False
+    reason: Code = ""
+    detail: Text = ""
+    hint: Text = ""
+
+
+class PostureRequest(Message, tag="posture_request", frozen=True, kw_only=True):
+    """Down: scan your programs with the rule set `rules`, and report with this `nonce`."""
+
+    rules: Digest
+    nonce: Nonce
+
+
+class Posture(Message, tag="posture", frozen=True, kw_only=True):
+    """Up: a PostureReport as msgpack. `signature` is by the device key over `keys.posture_bytes`."""
+
+    report: Annotated[bytes, Meta(min_length=1, max_length=limits.POSTURE_BYTES)]
+    signature: Signature
+
+
+class FindingRow(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a rule has found: in which program, in which of its files, by which rule."""
+
+    program: OptionalIdentifier = ""
+    file: Text
+    rule: Code
+
+
+class PostureReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a terminal says of its own programs' files: rules, when (`began_at`), how long, how much, what was found.
+
+    `skipped` files could not be read or were over the scan's limits; not `complete` when the budget ended it before its
+    end. `findings_in_all` counts those beyond the rows as well.
+    """
+
+    rules: Digest
+    nonce: Nonce
+    engine: Text
+    began_at: Seconds
+    seconds: Seconds
+    programs: Count
+    files: Count
+    bytes: Count
+    skipped: Count = 0
+    complete: bool = True
+    findings: Annotated[tuple[FindingRow, ...], Meta(max_length=limits.POSTURE_FINDINGS)] = ()
+    findings_in_all: Count = 0
+
+
 # --- transfer -----------------------------------------------------------------------------------------------------
 
 
@@ -453,6 +573,12 @@ class Offer(ObjectMessage, tag="offer", frozen=True, kw_only=True):
     installer: InstallerOffer
     attempt: Count = 1
     initiator: Text = ""
+
+
+class Rules(ObjectMessage, tag="rules", frozen=True, kw_only=True):
+    """Down: the rule set to scan with. It comes as what an offer brings; who has it already says `received` at once."""
+
+    delivery: Identifier
 
 
 class Publish(ObjectMessage, tag="publish", frozen=True, kw_only=True):
@@ -646,6 +772,7 @@ AnyMessage: TypeAlias = (
     | Challenge
     | Enrol
     | Login
+    | Pairing
     | Welcome
     | Devices
     | DeviceChanges
@@ -668,7 +795,15 @@ AnyMessage: TypeAlias = (
     | History
     | HistoryResult
     | Done
+    | PairingRequest
+    | PairingResult
+    | Approve
+    | Revoke
+    | Standing
+    | PostureRequest
+    | Posture
     | Offer
+    | Rules
     | ManifestPage
     | Want
     | Chunks
@@ -688,7 +823,19 @@ AnyMessage: TypeAlias = (
 )
 
 Request: TypeAlias = (
-    DevicesRequest | DeviceUpdate | Programs | Plan | Sync | Undo | SyncRequest | Cancel | History | Publish
+    DevicesRequest
+    | DeviceUpdate
+    | Programs
+    | Plan
+    | Sync
+    | Undo
+    | SyncRequest
+    | Cancel
+    | History
+    | Publish
+    | PairingRequest
+    | Approve
+    | Revoke
 )
 LocalRequest: TypeAlias = Inbox | Decide
 

@@ -25,6 +25,7 @@ HUB = keys.SigningKey(bytes(range(32)))
 DEVICE = keys.SigningKey(bytes(range(32, 64)))
 SEALING = keys.SealingKey(bytes(range(64, 96)))
 TERMINAL_NONCE: Final = bytes([0xA1]) * limits.NONCE_BYTES
+PAIRING_CODE: Final = "KTWRBNHC"
 HUB_NONCE: Final = bytes([0xB2]) * limits.NONCE_BYTES
 ACCOUNT: Final = "alice"
 TERMINAL: Final = "t-000000000001"
@@ -272,6 +273,7 @@ def opening_examples() -> list[tuple[str, Message]]:
                 signature=DEVICE.sign(login_signed()),
             ),
         ),
+        ("down", messages.Pairing(code=PAIRING_CODE, seconds=600.0)),
         (
             "down",
             messages.Welcome(
@@ -362,6 +364,61 @@ def asking_examples() -> list[tuple[str, Message]]:
     ]
 
 
+def safety_examples() -> list[tuple[str, Message]]:
+    """One example of each message about pairing, revoking, standing and posture; the signature is right."""
+    manifest, _ = packed()
+    offer = offer_of(manifest)
+    report = messages.PostureReport(
+        rules=offer.object,
+        nonce=HUB_NONCE,
+        engine="yara-x 1.23.0",
+        began_at=1_700_000_000.5,
+        seconds=2.5,
+        programs=1,
+        files=12,
+        bytes=100_000,
+        findings=(messages.FindingRow(program="weixin", file="lib/libx.so", rule="EICAR"),),
+        findings_in_all=1,
+    )
+    encoded = codec.encode_report(report)
+    signed = keys.posture_bytes(hub_key=HUB.public, terminal=TERMINAL, report=encoded)
+    rules = messages.Rules(
+        delivery="rules-000000000001",
+        object=offer.object,
+        size=offer.size,
+        chunks=offer.chunks,
+        stored_size=offer.stored_size,
+        pages=offer.pages,
+        manifest=offer.manifest,
+        chunking=offer.chunking,
+    )
+    return [
+        ("up", messages.PairingRequest(id=11, code=PAIRING_CODE)),
+        (
+            "down",
+            messages.PairingResult(
+                re=11, code=PAIRING_CODE, name="Phone", device=PHONE, device_key=DEVICE.public, seconds=540.0
+            ),
+        ),
+        ("up", messages.Approve(id=12, code=PAIRING_CODE, device_key=DEVICE.public)),
+        ("up", messages.Revoke(id=13, terminal=OTHER)),
+        (
+            "down",
+            messages.Standing(
+                may_receive=False,
+                may_initiate=False,
+                quarantined=True,
+                reason="infected",
+                detail="The rule EICAR found something in weixin.",
+                hint="Remove it, then run `lockstep-terminal posture --now`.",
+            ),
+        ),
+        ("down", rules),
+        ("down", messages.PostureRequest(rules=offer.object, nonce=HUB_NONCE)),
+        ("up", messages.Posture(report=encoded, signature=DEVICE.sign(signed))),
+    ]
+
+
 def transfer_examples() -> list[tuple[str, Message]]:
     """One example of each message of a transfer, a delivery's reports and errors. The frame is a tiny raw one."""
     manifest, _ = packed()
@@ -446,7 +503,14 @@ def local_examples() -> list[tuple[str, Message]]:
 
 def examples() -> list[tuple[str, Message]]:
     """One example of every message, as (direction, message)."""
-    return opening_examples() + presence_examples() + asking_examples() + transfer_examples() + local_examples()
+    return [
+        *opening_examples(),
+        *presence_examples(),
+        *asking_examples(),
+        *safety_examples(),
+        *transfer_examples(),
+        *local_examples(),
+    ]
 
 
 def message_vectors() -> list[dict[str, Any]]:

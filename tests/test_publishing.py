@@ -226,7 +226,7 @@ async def test_refusals_reach_the_one_who_publishes_as_errors_with_their_codes(t
         with pytest.raises(RefusedError) as caught:
             await published_by(client, path)
         assert caught.value.code == "not-allowed"
-        await hub.hub.accounts.allow_publishing("ada", allowed=True)
+        await hub.hub.accounts.allow("ada", "publish", allowed=True)
         with pytest.raises(BadFileError, match=r"broken\.deb"):
             await published_by(client, broken)
         assert (await published_by(client, path)).new

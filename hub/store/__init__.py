@@ -24,7 +24,7 @@ import aiosqlite
 from protocol.errors import UnavailableError
 
 _HERE: Final = Path(__file__).parent
-_SCHEMA_VERSION: Final = 3
+_SCHEMA_VERSION: Final = 4
 _BODIES_IN_ONE_COMMIT: Final = 256
 _BODIES_WAITING: Final = 4_096
 _TRANSACTION_SECONDS: Final = 60.0

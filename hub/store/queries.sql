@@ -1,37 +1,38 @@
 -- Every query of the hub, by name. `:name` is a parameter.
 
 -- name: account_by_name
-SELECT account_id, name, password_hash FROM accounts WHERE name = :name;
+SELECT * FROM accounts WHERE name = :name;
 
 -- name: accounts
-SELECT a.name, a.created_at, a.may_publish, COUNT(t.terminal_id) AS terminals
-FROM accounts a LEFT JOIN terminals t ON t.account_id = a.account_id
+SELECT a.name, a.created_at, a.rights, a.disabled_at, a.subject, COUNT(t.terminal_id) AS terminals
+FROM accounts a LEFT JOIN terminals t ON t.account_id = a.account_id AND t.revoked_at IS NULL
 GROUP BY a.account_id ORDER BY a.name;
 
--- name: may_publish
-SELECT may_publish FROM accounts WHERE account_id = :account_id;
+-- name: rights_of
+SELECT a.rights AS account_rights, t.rights AS terminal_rights FROM terminals t JOIN accounts a ON a.account_id = t.account_id
+WHERE t.terminal_id = :terminal_id AND t.revoked_at IS NULL AND a.disabled_at IS NULL;
 
--- name: set_may_publish
-UPDATE accounts SET may_publish = :may_publish WHERE name = :name RETURNING account_id;
+-- name: set_account_rights
+UPDATE accounts SET rights = :rights WHERE name = :name RETURNING account_id;
 
 -- name: add_account
 INSERT INTO accounts (account_id, name, password_hash, created_at)
 VALUES (:account_id, :name, :password_hash, :now) ON CONFLICT DO NOTHING RETURNING account_id;
 
 -- name: terminal
-SELECT t.*, a.name AS account_name FROM terminals t JOIN accounts a ON a.account_id = t.account_id
+SELECT t.*, a.name AS account_name, a.disabled_at FROM terminals t JOIN accounts a ON a.account_id = t.account_id
 WHERE t.terminal_id = :terminal_id;
 
 -- name: terminal_by_key
-SELECT t.*, a.name AS account_name FROM terminals t JOIN accounts a ON a.account_id = t.account_id
+SELECT t.*, a.name AS account_name, a.disabled_at FROM terminals t JOIN accounts a ON a.account_id = t.account_id
 WHERE t.account_id = :account_id AND t.device_key = :device_key;
 
 -- name: terminals_of_account
-SELECT t.*, a.name AS account_name FROM terminals t JOIN accounts a ON a.account_id = t.account_id
-WHERE t.account_id = :account_id ORDER BY t.name;
+SELECT t.*, a.name AS account_name, a.disabled_at FROM terminals t JOIN accounts a ON a.account_id = t.account_id
+WHERE t.account_id = :account_id AND t.revoked_at IS NULL ORDER BY t.name;
 
 -- name: count_terminals
-SELECT COUNT(*) AS terminals FROM terminals WHERE account_id = :account_id;
+SELECT COUNT(*) AS terminals FROM terminals WHERE account_id = :account_id AND revoked_at IS NULL;
 
 -- name: name_is_taken
 SELECT 1 FROM terminals WHERE account_id = :account_id AND name = :name AND terminal_id <> :terminal_id;
@@ -371,3 +372,16 @@ SELECT s.*, t.name AS initiator_name,
 FROM syncs s JOIN terminals t ON t.terminal_id = s.initiator
 WHERE s.account_id = :account_id AND (s.created_at, s.sync_id) < (:before_at, :before_id)
 ORDER BY s.created_at DESC, s.sync_id DESC LIMIT :count;
+
+-- name: last_audit
+SELECT sequence, hash FROM audit ORDER BY sequence DESC LIMIT 1;
+
+-- name: add_audit
+INSERT INTO audit (sequence, at, actor, action, subject, detail, hash)
+VALUES (:sequence, :at, :actor, :action, :subject, :detail, :hash);
+
+-- name: open_of_terminal
+SELECT * FROM deliveries WHERE terminal_id = :terminal_id AND is_final = 0 AND state <> 'installing' ORDER BY position;
+
+-- name: open_of_object
+SELECT * FROM deliveries WHERE digest = :digest AND is_final = 0 AND state <> 'installing' ORDER BY terminal_id, position;

@@ -1,16 +1,22 @@
--- The hub's database, version 3. Portable SQL where that costs nothing; times are Unix seconds, sizes bytes.
+-- The hub's database, version 4. Portable SQL where that costs nothing; times are Unix seconds, sizes bytes.
 -- An older version is brought here by `upgrade_2.sql` and so on.
 
+-- `rights` are words parted by blanks; what a terminal may is in its account's and in its own. `subject` is who it is at
+-- the identity provider: the issuer, a blank, the token's `sub`.
 CREATE TABLE accounts (
     account_id    TEXT PRIMARY KEY,
     name          TEXT NOT NULL UNIQUE,
     password_hash TEXT NOT NULL,
     created_at    DOUBLE PRECISION NOT NULL,
-    may_publish   INTEGER NOT NULL DEFAULT 0
+    rights        TEXT NOT NULL DEFAULT 'approve initiate receive',
+    disabled_at   DOUBLE PRECISION,
+    subject       TEXT
 );
+CREATE UNIQUE INDEX accounts_by_subject ON accounts (subject) WHERE subject IS NOT NULL;
 
 -- A device of an account. `connection` counts its logins: what an older socket still says changes nothing. `receiver`
--- says that it has ever connected to receive: only such devices are meant by "all".
+-- says that it has ever connected to receive: only such devices are meant by "all". One that is revoked stays for the
+-- history, under another name; its key is dead. `cloned_at`: its key was seen in two places. `tags` are a JSON list.
 CREATE TABLE terminals (
     terminal_id  TEXT PRIMARY KEY,
     account_id   TEXT NOT NULL REFERENCES accounts,
@@ -23,6 +29,11 @@ CREATE TABLE terminals (
     receiver     INTEGER NOT NULL DEFAULT 0,
     created_at   DOUBLE PRECISION NOT NULL,
     last_seen_at DOUBLE PRECISION NOT NULL,
+    rights       TEXT NOT NULL DEFAULT 'approve initiate publish receive',
+    tags         TEXT NOT NULL DEFAULT '[]',
+    enrolled_by  TEXT NOT NULL DEFAULT 'password',
+    revoked_at   DOUBLE PRECISION,
+    cloned_at    DOUBLE PRECISION,
     UNIQUE (account_id, device_key),
     UNIQUE (account_id, name)
 );
@@ -64,6 +75,7 @@ CREATE TABLE releases (
 );
 CREATE INDEX releases_newest_first ON releases (program_id, version_key DESC);
 
+-- `verdict` is what all engines together say: only what is clean is chosen. `finding` says in words what is not.
 CREATE TABLE installers (
     digest       BLOB PRIMARY KEY REFERENCES objects,
     program_id   TEXT NOT NULL,
@@ -75,6 +87,8 @@ CREATE TABLE installers (
     facts        BLOB NOT NULL,
     size         INTEGER NOT NULL,
     created_at   DOUBLE PRECISION NOT NULL,
+    verdict      TEXT NOT NULL DEFAULT 'not-scanned',
+    finding      TEXT NOT NULL DEFAULT '',
     FOREIGN KEY (program_id, version) REFERENCES releases
 );
 CREATE INDEX installers_of_release ON installers (program_id, version);
@@ -151,4 +165,60 @@ INSERT INTO hub_clock VALUES (0);
 CREATE TABLE restored (
     delivery_id TEXT PRIMARY KEY REFERENCES deliveries,
     had_digest  BLOB
+);
+
+-- A key with which devices enrol unattended, kept as its SHA-256. `tags` (a JSON list) go to each of them.
+CREATE TABLE join_keys (
+    join_key_id TEXT PRIMARY KEY,
+    account_id  TEXT NOT NULL REFERENCES accounts,
+    digest      BLOB NOT NULL UNIQUE,
+    tags        TEXT NOT NULL,
+    uses_left   INTEGER NOT NULL,
+    uses        INTEGER NOT NULL,
+    expires_at  DOUBLE PRECISION NOT NULL,
+    created_at  DOUBLE PRECISION NOT NULL,
+    revoked_at  DOUBLE PRECISION
+);
+
+-- What each engine last said of an installer's bytes: clean, infected, suspicious or not-scanned. `rules` names the
+-- version of its rules; `findings` is a JSON list.
+CREATE TABLE verdicts (
+    digest     BLOB NOT NULL REFERENCES objects,
+    engine     TEXT NOT NULL,
+    verdict    TEXT NOT NULL,
+    rules      TEXT NOT NULL,
+    findings   TEXT NOT NULL,
+    detail     TEXT NOT NULL,
+    scanned_at DOUBLE PRECISION NOT NULL,
+    PRIMARY KEY (digest, engine)
+);
+
+-- The newest report of each terminal on its own programs, as it was signed. `reported_at` is the hub's time.
+CREATE TABLE postures (
+    terminal_id TEXT PRIMARY KEY REFERENCES terminals,
+    rules       BLOB NOT NULL,
+    reported_at DOUBLE PRECISION NOT NULL,
+    findings    INTEGER NOT NULL,
+    complete    INTEGER NOT NULL,
+    report      BLOB NOT NULL,
+    signature   BLOB NOT NULL
+);
+
+-- Who did what to what, in the same transaction as the act. `hash` is over the row and the hash before it.
+CREATE TABLE audit (
+    sequence INTEGER PRIMARY KEY,
+    at       DOUBLE PRECISION NOT NULL,
+    actor    TEXT NOT NULL,
+    action   TEXT NOT NULL,
+    subject  TEXT NOT NULL,
+    detail   TEXT NOT NULL,
+    hash     BLOB NOT NULL
+);
+
+-- The head of the audit log, signed by the hub's key once a day.
+CREATE TABLE audit_heads (
+    sequence  INTEGER PRIMARY KEY,
+    hash      BLOB NOT NULL,
+    at        DOUBLE PRECISION NOT NULL,
+    signature BLOB NOT NULL
 );

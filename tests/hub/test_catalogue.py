@@ -571,7 +571,22 @@ async def test_a_catalogue_of_schema_2_keeps_its_installers_with_the_order_of_th
     database.executescript("""
         UPDATE installers SET facts = CAST(json_remove(CAST(facts AS TEXT), '$.sortable_version') AS BLOB);
         DROP TABLE aliases;
-        ALTER TABLE accounts DROP COLUMN may_publish;
+        DROP INDEX accounts_by_subject;
+        ALTER TABLE accounts DROP COLUMN rights;
+        ALTER TABLE accounts DROP COLUMN disabled_at;
+        ALTER TABLE accounts DROP COLUMN subject;
+        ALTER TABLE terminals DROP COLUMN rights;
+        ALTER TABLE terminals DROP COLUMN tags;
+        ALTER TABLE terminals DROP COLUMN enrolled_by;
+        ALTER TABLE terminals DROP COLUMN revoked_at;
+        ALTER TABLE terminals DROP COLUMN cloned_at;
+        ALTER TABLE installers DROP COLUMN verdict;
+        ALTER TABLE installers DROP COLUMN finding;
+        DROP TABLE join_keys;
+        DROP TABLE verdicts;
+        DROP TABLE postures;
+        DROP TABLE audit;
+        DROP TABLE audit_heads;
         ALTER TABLE programs DROP COLUMN retired;
         ALTER TABLE releases DROP COLUMN channel;
         ALTER TABLE releases DROP COLUMN yanked;

@@ -150,14 +150,14 @@ async def test_deliveries_and_an_upload_share_a_socket_both_ways(tmp_path: Path)
 
 async def test_the_right_is_asked_for_at_the_beginning_and_once_more_at_the_end(tmp_path: Path) -> None:
     async with publishing(tmp_path) as (hub, terminal):
-        await hub.hub.accounts.allow_publishing("ada", allowed=False)
+        await hub.hub.accounts.allow("ada", "publish", allowed=False)
         said = await Upload(terminal, packed(tmp_path)).run()
         assert isinstance(said, messages.Error)
         assert (said.code, said.re, left_behind(hub)) == ("not-allowed", 7, [])
-        await hub.hub.accounts.allow_publishing("ada", allowed=True)
+        await hub.hub.accounts.allow("ada", "publish", allowed=True)
         upload = Upload(terminal, packed(tmp_path))
         assert isinstance(await upload.begin(), messages.PublishAccepted)
-        await hub.hub.accounts.allow_publishing("ada", allowed=False)
+        await hub.hub.accounts.allow("ada", "publish", allowed=False)
         await terminal.say(*upload.file.pages())
         [run] = (await terminal.hear(messages.Want)).runs
         for index in range(run.count):

@@ -29,11 +29,14 @@ LEGAL = {
     (Phase.CHALLENGE, Side.HUB): {"challenge", "error"},
     (Phase.PROOF, Side.TERMINAL): {"enrol", "login"},
     (Phase.PROOF, Side.HUB): {"error"},
-    (Phase.WELCOME, Side.HUB): {"welcome", "error"},
-    (Phase.OPEN, Side.TERMINAL): EITHER | UP | {"history", "state", "publish"},
+    (Phase.WELCOME, Side.HUB): {"pairing", "welcome", "error"},
+    (Phase.OPEN, Side.TERMINAL): EITHER
+    | UP
+    | {"history", "state", "publish", "pairing_request", "approve", "revoke", "posture"},
     (Phase.OPEN, Side.HUB): EITHER
     | DOWN
-    | {"sync_result", "cancel_result", "history_result", "done", "publish_accepted", "published"},
+    | {"sync_result", "cancel_result", "history_result", "done", "publish_accepted", "published"}
+    | {"pairing_result", "standing", "posture_request", "rules"},
 }
 
 

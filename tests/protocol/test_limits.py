@@ -15,6 +15,8 @@ COUNTS = (
     "INSTALLING_AT_ONCE",
     "INBOX_ROWS",
     "REQUESTS_UNDER_WAY",
+    "TAGS_PER_TERMINAL",
+    "POSTURE_FINDINGS",
 )
 VALUES = {name: value for name, value in vars(limits).items() if re.fullmatch(r"[A-Z_]{4,}", name)}
 
