@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import msgspec
 from msgspec import Struct, structs
 
+from hub.audit import OPERATOR, record
 from hub.passwords import Passwords
 from hub.records import IDENTIFIER, RIGHTS, Right, Terminal, new_id
 from hub.store import Row, Store, Transaction
@@ -54,6 +55,7 @@ class Accounts:
             if added is not None:
                 rights = " ".join(right for right in RIGHTS if may_publish or right != "publish")
                 await transaction.rows("set_account_rights", name=name, rights=rights)
+                await record(transaction, OPERATOR, "account.add", name, rights=rights)
             return added is not None
 
         if not await self._store.transaction(body):
@@ -88,6 +90,8 @@ class Accounts:
             held = set(account["rights"].split()) - {right} | ({right} if allowed else set())
             rights = " ".join(one for one in RIGHTS if one in held)
             await transaction.rows("set_account_rights", name=name, rights=rights)
+            if rights != account["rights"]:
+                await record(transaction, OPERATOR, "account.allow" if allowed else "account.deny", name, right=right)
             return True
 
         if not await self._store.transaction(body):

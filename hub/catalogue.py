@@ -20,6 +20,7 @@ from typing import Any, Final, cast
 import msgspec
 from msgspec import structs
 
+from hub.audit import OPERATOR, record
 from hub.inspection import inspect_safely
 from hub.inspectors import open_installer, told_of
 from hub.inspectors.sidecar import SUFFIX
@@ -48,11 +49,12 @@ class Catalogue:
         self._objects = objects
         self._placing = asyncio.Lock()  # one after the other, or a refused one's bytes would stay
 
-    async def publish(self, path: Path, options: PublishOptions, name: str = "") -> Published:
+    async def publish(self, path: Path, options: PublishOptions, name: str = "", *, actor: str = OPERATOR) -> Published:
         """Publish one installer file, with what the sidecar beside it says; `name` is its own where `path` is a copy.
 
-        Raises BadFileError for a file that is damaged or of no known kind, ConflictError where what was given
-        contradicts the header or what is published already, RefusedError where it is too large or the disk too full.
+        `actor` is who does it: the operator, or the id of a terminal. Raises BadFileError for a file that is damaged
+        or of no known kind, ConflictError where what was given contradicts the header or what is published already,
+        RefusedError where it is too large or the disk too full.
         """
         name = name or path.name
         check_file_name(name)
@@ -69,6 +71,10 @@ class Catalogue:
             done = await _keep_rows(transaction, entry, stored)
             row = await transaction.row("catalogue_entry", digest=stored.digest)
             assert row is not None
+            if done:
+                action = "catalogue.publish" if done == "new" else "catalogue.correct"
+                detail = {"version": row["version"], "file": name, "digest": stored.digest.hex()}
+                await record(transaction, actor, action, row["program_id"], **detail)
             return structs.replace(_published(row), new=done == "new", corrected=done == "corrected")
 
         async with self._placing:
@@ -107,22 +113,22 @@ class Catalogue:
 
     async def yank(self, program: str, version: str) -> dict[str, Any]:
         """Have a release chosen no more; what is under way keeps it. Raises UnknownNameError."""
-        return await self._mark_release(program, version, yanked=1)
+        return await self._mark_release("catalogue.yank", program, version, yanked=1)
 
     async def restore(self, program: str, version: str = "") -> dict[str, Any]:
         """Take back a yank, or without a version that the program was retired. Raises UnknownNameError."""
         if version:
-            return await self._mark_release(program, version, yanked=0)
-        return await self._mark_program(program, retired=0)
+            return await self._mark_release("catalogue.restore", program, version, yanked=0)
+        return await self._mark_program("catalogue.restore", program, retired=0)
 
     async def retire(self, program: str) -> dict[str, Any]:
         """Have a program listed and sent no more; what is under way keeps it. Raises UnknownNameError."""
-        return await self._mark_program(program, retired=1)
+        return await self._mark_program("catalogue.retire", program, retired=1)
 
     async def move(self, program: str, version: str, channel: str) -> dict[str, Any]:
         """Move a release to another channel. Raises UnknownNameError and UsageError."""
         check_channel(channel)
-        return await self._mark_release(program, version, channel=channel)
+        return await self._mark_release("catalogue.channel", program, version, channel=channel)
 
     async def alias(
         self, program: str, package: str, os_types: tuple[OsType, ...], *, remove: bool = False
@@ -145,11 +151,14 @@ class Catalogue:
                 query = "remove_alias" if remove else "add_alias"
                 await transaction.rows(query, os_type=os_type, package_name=package, program_id=program)
             changed = remove or len(known) < len(set(os_types))
+            if changed:
+                detail = {"package": package, "os": sorted(set(os_types)), "removed": remove}
+                await record(transaction, OPERATOR, "catalogue.alias", program, **detail)
             return {"program": program, "package": package, "os": list(os_types), "changed": changed}
 
         return await self._store.transaction(body)
 
-    async def _mark_release(self, program: str, version: str, **marks: object) -> dict[str, Any]:
+    async def _mark_release(self, action: str, program: str, version: str, **marks: object) -> dict[str, Any]:
         async def body(transaction: Transaction) -> dict[str, Any]:
             await _program(transaction, program)
             before = await _release_row(transaction, program, version)
@@ -157,15 +166,20 @@ class Catalogue:
             changed = any(before[name] != value for name, value in marks.items())
             await transaction.rows("mark_release", program_id=program, version=before["version"], **marked)
             marked["yanked"] = bool(marked["yanked"])
+            if changed:
+                await record(transaction, OPERATOR, action, program, version=before["version"], **marked)
             return {"program": program, "version": before["version"], **marked, "changed": changed}
 
         return await self._store.transaction(body)
 
-    async def _mark_program(self, program: str, *, retired: int) -> dict[str, Any]:
+    async def _mark_program(self, action: str, program: str, *, retired: int) -> dict[str, Any]:
         async def body(transaction: Transaction) -> dict[str, Any]:
             before = await _program(transaction, program)
             await transaction.rows("mark_program", program_id=program, retired=retired)
-            return {"program": program, "retired": bool(retired), "changed": before["retired"] != retired}
+            changed = before["retired"] != retired
+            if changed:
+                await record(transaction, OPERATOR, action, program)
+            return {"program": program, "retired": bool(retired), "changed": changed}
 
         return await self._store.transaction(body)
 

@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct, structs
 
+from hub.audit import record
 from hub.clock import HubClock
 from hub.deliveries import Deliveries, Move, count_states, end_if_over, target_row
 from hub.pokes import Pokes
@@ -33,6 +34,7 @@ from protocol.messages import (
     Undo,
 )
 
+TARGETS_IN_AUDIT: Final = 16  # a row of the audit log names so many, and counts the rest
 SYNCS_TOLD_AT_ONCE: Final = 8  # with the device list of 2,000 terminals that a login brings, under 64 messages
 
 
@@ -152,12 +154,17 @@ class Syncs:
         """
 
         async def body(transaction: Transaction) -> tuple[int, int]:
-            await _sync_of(transaction, terminal, sync)
+            of = await _sync_of(transaction, terminal, sync)
+            ended = []
             for found in await transaction.rows("open_deliveries", sync_id=sync):
                 if life.State(found["state"]) in life.CANCELLABLE:
                     move = Move(life.State.CANCELLED, "by-initiator", f"Cancelled by {terminal.name}.")
                     await self._deliveries.move(transaction, found, move)
                     self._pokes.poke("owed", found["terminal_id"])
+                    ended.append(found["terminal_id"])
+            if ended:
+                detail = {"program": of["program_id"], **_told_targets(ended)}
+                await record(transaction, terminal.terminal_id, "sync.cancel", sync, **detail)
             states = await count_states(transaction, sync)
             cancelled = states.pop(life.State.CANCELLED, 0)
             return cancelled, sum(states.values())
@@ -318,6 +325,11 @@ class Syncs:
             await self._supersede(transaction, program, target)
             committed.append(await self._add_delivery(transaction, sync, target, now))
         await end_if_over(transaction, sync, now)
+        detail = {"program": program, **_told_targets([target.terminal for target in committed])}
+        if isinstance(request, Undo):
+            await record(transaction, terminal.terminal_id, "sync.undo", sync, undoes=request.sync, **detail)
+        else:
+            await record(transaction, terminal.terminal_id, "sync.ask", sync, version=request.version, **detail)
         return Accepted(sync, program, tuple(committed))
 
     async def _supersede(self, transaction: Transaction, program: str, target: TargetRow) -> None:
@@ -369,6 +381,11 @@ class Syncs:
             before_digest=leader["before_digest"] if leader else None,
         )
         return target
+
+
+def _told_targets(terminals: list[str]) -> dict[str, object]:
+    """Return what the audit log says of a sync's targets: how many, and the first few."""
+    return {"targets": terminals[:TARGETS_IN_AUDIT], "targets_in_all": len(terminals)}
 
 
 async def _programs(transaction: Transaction, request: Programs) -> list[Row]:

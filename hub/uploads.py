@@ -259,7 +259,7 @@ class Uploads:
         try:
             await self._check_right(me)
             options = PublishOptions(program=request.program, title=request.title, channel=request.channel)
-            published = await self._catalogue.publish(upload.file, options, request.file_name)
+            published = await self._catalogue.publish(upload.file, options, request.file_name, actor=me.terminal_id)
         except LockstepError as error:
             log.info(
                 "%s (%s) of %s: %s was refused: %s: %r",  # what a file says may hold anything
