@@ -5,11 +5,12 @@ actions are performed before the next is taken. Only the socket's writer and ste
 """
 
 import asyncio
+import secrets
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from websockets.exceptions import ConnectionClosed
 
@@ -23,14 +24,22 @@ from terminal.dialling import Address, HubSocket, dial, parse_address
 from terminal.installing import Installations, OnEvent
 from terminal.link import Link, error_of
 from terminal.receiving import Receiving
-from terminal.session import Action, Enrolling, Event, LoggingIn, Session
+from terminal.session import Action, Enrolling, Event, LoggingIn, Session, ShowPairing
 from terminal.state import Identity, StateFolder, despite_full_disk
 
 DECISION_SECONDS: Final = 5.0
+RUN: Final = secrets.token_bytes(limits.RUN_BYTES)  # one process, one run: only a copied key is in two at once
 
 
 def _say_nothing(_kind: str, _sentence: str) -> None:
     """Nobody listens to events."""
+
+
+OnPairing: TypeAlias = Callable[[ShowPairing], None]
+
+
+def _pass_over(_shown: ShowPairing) -> None:
+    """Nobody shows pairing codes."""
 
 
 class Connection:
@@ -50,6 +59,7 @@ class Connection:
         folder: StateFolder,
         installations: Installations,
         on_event: OnEvent,
+        on_pairing: OnPairing = _pass_over,
     ) -> None:
         self.link = Link(socket, f"the hub at {address.url}", heard=self._heard, ask=self._ask)
         self.link.message_bytes = limits.MESSAGE_BEFORE_LOGIN_BYTES
@@ -71,12 +81,15 @@ class Connection:
         self._installations = installations
         self._socket = socket
         self._folder = folder
+        self._on_event = on_event
+        self._on_pairing = on_pairing
         self._welcomed = asyncio.Event()
+        self._opening: asyncio.Timeout | None = None  # while the login is waited for
         self._answers: dict[tuple[str, str], asyncio.Future[bool]] = {}  # by delivery and what was said of it
         self._background: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
-        """Log in within 5 s. Raises why that did not happen."""
+        """Log in within 5 s, or while a pairing code may be approved. Raises why that did not happen."""
         self._feed(session.Connected())
         self._spawn(self.link.run())
         self._spawn(self._keep_alive())
@@ -84,8 +97,12 @@ class Connection:
         welcomed = asyncio.create_task(self._welcomed.wait())
         tasks = (ended, welcomed)
         try:
-            await asyncio.wait(tasks, timeout=limits.LOGIN_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            async with asyncio.timeout(limits.LOGIN_SECONDS) as self._opening:
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        except TimeoutError:
+            pass  # what has not happened is looked at below
         finally:
+            self._opening = None
             for task in tasks:
                 task.cancel()
         if self.link.error is not None:
@@ -179,6 +196,10 @@ class Connection:
                 self.link.say(message)
             case session.Welcomed(welcome, hub_key):
                 self._open_up(welcome, hub_key)
+            case session.ShowPairing():
+                self._wait_for_approval(action)
+            case session.KeepStanding(standing):
+                self._keep_standing(standing)
             case session.HubRefused(error):
                 raise error_of(error)
             case session.Deliver(message):
@@ -194,7 +215,21 @@ class Connection:
     def _open_up(self, welcome: messages.Welcome, hub_key: bytes) -> None:
         self.welcome, self.hub_key = welcome, hub_key
         self.link.message_bytes = limits.MESSAGE_BYTES
+        with despite_full_disk():
+            self._folder.save_standing(None)  # what is amiss still is said next
         self._welcomed.set()
+
+    def _wait_for_approval(self, shown: ShowPairing) -> None:
+        """The hub ends the wait, or else this does a little later."""
+        seconds = min(shown.pairing.seconds, limits.PAIRING_SECONDS) + limits.LOGIN_SECONDS
+        if self._opening is not None and not self._opening.expired():
+            self._opening.reschedule(asyncio.get_running_loop().time() + seconds)
+        self._on_pairing(shown)
+
+    def _keep_standing(self, standing: messages.Standing) -> None:
+        with despite_full_disk():  # the hub says it again at the next login
+            self._folder.save_standing(standing)
+        self._on_event("standing", standing_words(standing))
 
     async def _ask_devices(self) -> None:
         try:
@@ -244,6 +279,7 @@ async def connected(
     *,
     installations: Installations | None = None,
     on_event: OnEvent = _say_nothing,
+    on_pairing: OnPairing = _pass_over,
     socket_class: type[HubSocket] = HubSocket,
 ) -> AsyncIterator[Connection]:
     """Dial, log in and hold a connection; leave to close it. The caller holds the folder's lock.
@@ -253,9 +289,8 @@ async def connected(
     """
     socket = await dial(address, socket_class)
     try:
-        connection = Connection(
-            socket, address, opening, folder, installations or Installations(folder, {}, on_event), on_event
-        )
+        installations = installations or Installations(folder, {}, on_event)
+        connection = Connection(socket, address, opening, folder, installations, on_event, on_pairing)
     except LockstepError:  # a damaged file
         socket.transport.abort()
         raise
@@ -276,8 +311,10 @@ def address_of(identity: Identity) -> Address:
     )
 
 
-def login_of(identity: Identity, address: Address, device: DeviceInfo, *, receives: bool) -> LoggingIn:
-    """Return how the terminal `identity` logs in."""
+def login_of(
+    identity: Identity, address: Address, device: DeviceInfo, *, receives: bool, run: bytes = RUN
+) -> LoggingIn:
+    """Return how the terminal `identity` logs in; `run` is of this process, the same for all its logins."""
     return LoggingIn(
         terminal=identity.terminal,
         hub_key=identity.hub_key,
@@ -286,4 +323,17 @@ def login_of(identity: Identity, address: Address, device: DeviceInfo, *, receiv
         receives=receives,
         host=address.host,
         port=address.port,
+        run=run,
     )
+
+
+def standing_words(standing: messages.Standing) -> str:
+    """Return what a terminal may do as sentences for the person at it."""
+    if standing.quarantined:
+        what = "This device is in quarantine: it may neither send nor receive."
+    elif standing.may_receive and standing.may_initiate:
+        what = "This device may send and receive."
+    else:
+        left = [word for word, may in (("send", standing.may_initiate), ("receive", standing.may_receive)) if not may]
+        what = f"This device may not {' or '.join(left)}."
+    return " ".join(words for words in (what, standing.detail, standing.hint) if words)

@@ -47,6 +47,10 @@ ERRORS: Final[dict[str, type[LockstepError]]] = {
     "replaced": RefusedError,
     "denied": RefusedError,
     "posture-failed": RefusedError,
+    "account-disabled": RefusedError,
+    "pairing-denied": RefusedError,
+    "pairing-expired": RefusedError,
+    "infected": RefusedError,
     "in-use": RefusedError,
     "wrong-password": RefusedError,
     "wrong-hub-name": RefusedError,
@@ -94,7 +98,14 @@ CLOSES: Final[dict[int, tuple[type[LockstepError], str, str]]] = {
     4000: (RefusedError, "replaced", "this terminal has logged in from somewhere else"),
     4001: (ProtocolError, "protocol-violation", "a message broke the protocol"),
     4002: (UnavailableError, "too-slow", "this terminal read too slowly"),
-    4003: (NotLoggedInError, "revoked", "this terminal was removed from its account"),
+    4003: (NotLoggedInError, "revoked", "this terminal was revoked"),
+}
+
+# What to do next, where the hub or its close code does not say.
+HINTS: Final[dict[str, str]] = {
+    "replaced": "Stop the other one, or give it a state folder of its own.",
+    "revoked": "If this device is to come back, `lockstep-terminal login URL ... --replace` enrols it with new keys.",
+    "account-disabled": "Ask whoever runs the hub to enable it (`lockstep-hub account enable NAME`).",
 }
 
 
@@ -104,9 +115,10 @@ def error_of(error: messages.Error) -> LockstepError:
     error_class = ERRORS.get(error.code, default)
     if error.code == "unknown-terminal" and error.re:
         error_class = UnknownNameError  # a target, not the one who asks
+    hint = error.hint or HINTS.get(error.code, "")
     if error_class is UnknownNameError:
-        return UnknownNameError(error.message, near=error.near, hint=error.hint, code=error.code)
-    return error_class(error.message, hint=error.hint, code=error.code)
+        return UnknownNameError(error.message, near=error.near, hint=hint, code=error.code)
+    return error_class(error.message, hint=hint, code=error.code)
 
 
 def closing_error(closed: ConnectionClosed, peer: str) -> LockstepError:
@@ -115,9 +127,10 @@ def closing_error(closed: ConnectionClosed, peer: str) -> LockstepError:
     if frame is None:
         return UnavailableError(f"The connection to {peer} was lost.")
     error_class, code, why = CLOSES.get(frame.code, (UnavailableError, "unavailable", "it is stopping"))
-    reason = f" ({frame.reason})" if frame.reason else ""
-    hint = "Stop the other one, or give it a state folder of its own." if code == "replaced" else ""
-    return error_class(f"{_begin(peer)} closed the connection: {why}{reason}.", hint=hint, code=code)
+    if frame.code == 4003 and frame.reason == "account-disabled":  # the same for all terminals of the account
+        error_class, code, why = RefusedError, frame.reason, "the account is disabled"
+    reason = f" ({frame.reason})" if frame.reason and frame.reason != code else ""
+    return error_class(f"{_begin(peer)} closed the connection: {why}{reason}.", hint=HINTS.get(code, ""), code=code)
 
 
 class Listener(Protocol):

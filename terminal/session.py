@@ -11,6 +11,9 @@ noted: until then it may withdraw it. An installation outlives its connection, s
 session hears of it. Each offer taken gets a number (`serial`); what comes back of an older one is ignored. Bytes of
 frames pass through in `Write` and are not kept.
 
+A rule set (`rules`) comes by the same steps, without anybody's consent or any `state`, and ends with `received`. Of
+what comes the newest counts: an offer or a rule set takes the place of the other, whose partial file is kept.
+
 What has to be told until the hub has noted it (final reports, a person's decisions) is said in portions, oldest first.
 
 Errors raised: ProtocolError for a message that breaks `lockstep.v1`, RefusedError for a hub that cannot prove to be the
@@ -18,7 +21,7 @@ one this terminal enrolled at.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final, TypeAlias
 
@@ -28,7 +31,7 @@ from protocol import keys, life, limits, messages
 from protocol.conversation import Conversation, Phase, Side
 from protocol.device import DeviceInfo
 from protocol.errors import ProtocolError, RefusedError
-from protocol.messages import AnyMessage, DeviceRow, InstalledProgram, Message, Offer, Run
+from protocol.messages import AnyMessage, DeviceRow, InstalledProgram, Message, Offer, Rules, Run
 from terminal.devicelist import DeviceList
 
 VERSION: Final = "lockstep.v1"
@@ -41,13 +44,14 @@ TOLD_KEPT: Final = 512  # with so much to tell no new offer is taken
 
 @dataclass(frozen=True, slots=True)
 class Enrolling:
-    """A device becomes a terminal of `account`. `host` and `port` are those of the URL as dialled.
+    """A device becomes a terminal of an account. `host` and `port` are those of the URL as dialled.
 
-    `hub_key` is the key of the hub it enrolled at before, empty where there is none to hold this hub to.
+    In one of four ways, as `Enrol` says. `hub_key` is the key of the hub it enrolled at before, empty where there is
+    none to hold this hub to; `hub_fingerprint` is what a person expects of its key, empty where they said nothing.
     """
 
     account: str
-    password: str
+    password: str = field(repr=False)
     name: str
     device: DeviceInfo
     signing_key: keys.SigningKey
@@ -55,11 +59,15 @@ class Enrolling:
     host: str
     port: int
     hub_key: bytes = b""
+    hub_fingerprint: str = ""
+    join_key: str = field(default="", repr=False)
+    token: bytes = field(default=b"", repr=False)
+    pair: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class LoggingIn:
-    """A terminal comes back. `hub_key` is the hub's key as pinned at enrolment."""
+    """A terminal comes back. `hub_key` is the hub's key as pinned at enrolment; `run` is as in `Login`."""
 
     terminal: str
     hub_key: bytes
@@ -68,6 +76,7 @@ class LoggingIn:
     receives: bool
     host: str
     port: int
+    run: bytes = b""
 
 
 # --- events -----------------------------------------------------------------------------------------------------------
@@ -106,6 +115,19 @@ class PaceSet(Struct, frozen=True):
     """The hub is to send no faster than this; 0 for no limit."""
 
     bytes_per_second: int
+
+
+class RulesFound(Struct, frozen=True):
+    """Whether the rule set that is to come is on the disk already, and right."""
+
+    serial: int
+    there: bool
+
+
+class Scanned(Struct, frozen=True):
+    """The programs here were scanned, as the hub had asked."""
+
+    posture: messages.Posture
 
 
 class PageAdded(Struct, frozen=True):
@@ -150,8 +172,8 @@ class StepFailed(Struct, frozen=True):
     detail: str
 
 
-StepEnd: TypeAlias = Considered | PageAdded | Fetched | Verified | StepFailed
-Event: TypeAlias = Connected | Heard | Ask | Decided | PaceSet | InstallEnded | StepEnd
+StepEnd: TypeAlias = Considered | RulesFound | PageAdded | Fetched | Verified | StepFailed
+Event: TypeAlias = Connected | Heard | Ask | Decided | PaceSet | Scanned | InstallEnded | StepEnd
 
 # --- actions ----------------------------------------------------------------------------------------------------------
 
@@ -167,6 +189,19 @@ class Welcomed(Struct, frozen=True):
 
     welcome: messages.Welcome
     hub_key: bytes
+
+
+class ShowPairing(Struct, frozen=True):
+    """Show the code of `pairing` and wait; `hub_key` is the key the hub has proved to hold."""
+
+    pairing: messages.Pairing
+    hub_key: bytes
+
+
+class KeepStanding(Struct, frozen=True):
+    """What this terminal may do now, and why; at `Welcomed` all is well until this says otherwise."""
+
+    standing: messages.Standing
 
 
 class HubRefused(Struct, frozen=True):
@@ -200,11 +235,18 @@ class Consider(Struct, frozen=True):
     offer: Offer
 
 
+class FindRules(Struct, frozen=True):
+    """Find out whether this rule set is on the disk already."""
+
+    serial: int
+    rules: Rules
+
+
 class Begin(Struct, frozen=True):
     """Make room for what `offer` brings."""
 
     serial: int
-    offer: Offer
+    offer: Offer | Rules
 
 
 class AddPage(Struct, frozen=True):
@@ -247,6 +289,12 @@ class Abandon(Struct, frozen=True):
     discard: bool
 
 
+class Scan(Struct, frozen=True):
+    """Scan the programs here with a rule set that has come, and report; the newest of these counts."""
+
+    request: messages.PostureRequest
+
+
 class KeepReport(Struct, frozen=True):
     """Keep a final report on disk until the hub has noted it."""
 
@@ -267,9 +315,23 @@ class Forget(Struct, frozen=True):
 
 
 DeliveryAction: TypeAlias = (
-    Consider | Begin | AddPage | Prepare | Write | Verify | Install | Abandon | KeepReport | DropReport | Forget
+    Consider
+    | FindRules
+    | Begin
+    | AddPage
+    | Prepare
+    | Write
+    | Verify
+    | Install
+    | Abandon
+    | Scan
+    | KeepReport
+    | DropReport
+    | Forget
 )
-Action: TypeAlias = Say | Welcomed | HubRefused | Deliver | KeepDevices | AskDevices | DeliveryAction
+Action: TypeAlias = (
+    Say | Welcomed | ShowPairing | KeepStanding | HubRefused | Deliver | KeepDevices | AskDevices | DeliveryAction
+)
 
 # --- the session ------------------------------------------------------------------------------------------------------
 
@@ -284,10 +346,10 @@ class _Step(Enum):
 
 @dataclass(slots=True)
 class _Current:
-    """The delivery that comes."""
+    """What comes: a delivery or a rule set."""
 
     serial: int
-    offer: Offer
+    offer: Offer | Rules
     step: _Step = _Step.CONSIDERING
 
 
@@ -364,6 +426,8 @@ class Session:
             case PaceSet(bytes_per_second):
                 self._bytes_per_second = bytes_per_second
                 return [self._say_inventory()] if self._inventory_said else []
+            case Scanned(posture):
+                return [self._say(posture)] if self.open else []
             case InstallEnded():
                 return self._install_ended(event)
             case _:
@@ -387,6 +451,8 @@ class Session:
 
     def _check_hub(self, challenge: messages.Challenge) -> None:
         opening = self._opening
+        if isinstance(opening, Enrolling) and opening.hub_fingerprint:
+            self._check_fingerprint(opening, challenge.hub_key)
         if opening.hub_key and challenge.hub_key != opening.hub_key:
             raise RefusedError(
                 f"The hub at {opening.host}:{opening.port} is not the one this terminal knows: its key has changed.",
@@ -400,6 +466,17 @@ class Session:
                 f"The hub at {opening.host}:{opening.port} could not prove that it holds its key.",
                 hint="Something between this terminal and the hub answers in its place; check the address.",
                 code="bad-hub-signature",
+            )
+
+    @staticmethod
+    def _check_fingerprint(opening: Enrolling, hub_key: bytes) -> None:
+        found = keys.fingerprint(hub_key)
+        if found != opening.hub_fingerprint:
+            raise RefusedError(
+                f"The hub at {opening.host}:{opening.port} has the key {found}, not {opening.hub_fingerprint}.",
+                hint="`lockstep-hub key` prints it on the hub's own machine. If it says what was given here, someone "
+                "answers in the hub's place.",
+                code="hub-key-changed",
             )
 
     def _proof(self, hub_nonce: bytes) -> Message:
@@ -418,6 +495,7 @@ class Session:
             terminal=opening.terminal,
             receives=opening.receives,
             device=opening.device,
+            run=opening.run,
             host=opening.host,
             port=opening.port,
             signature=opening.signing_key.sign(signed),
@@ -436,6 +514,9 @@ class Session:
         return messages.Enrol(
             account=opening.account,
             password=opening.password,
+            join_key=opening.join_key,
+            token=opening.token,
+            pair=opening.pair,
             name=opening.name,
             device=opening.device,
             device_key=opening.signing_key.public,
@@ -448,6 +529,14 @@ class Session:
     def _welcomed(self, welcome: messages.Welcome) -> list[Action]:
         actions: list[Action] = [Welcomed(welcome, self._hub_key)]
         return actions + self._say_told()
+
+    def _pairing_shown(self, pairing: messages.Pairing) -> list[Action]:
+        if not isinstance(self._opening, Enrolling) or not self._opening.pair:
+            raise ProtocolError("The hub answered with a pairing code that nobody asked for.", code="wrong-order")
+        return [ShowPairing(pairing, self._hub_key)]
+
+    def _stands(self, standing: messages.Standing) -> list[Action]:
+        return [KeepStanding(standing), Deliver(standing)]
 
     def _refused(self, error: messages.Error) -> list[Action]:
         return [Deliver(error)] if error.re else [HubRefused(error)]
@@ -526,6 +615,20 @@ class Session:
         self._current = _Current(self._serial, offer)
         return [*dropped, Consider(self._serial, offer)]
 
+    def _rules_came(self, rules: Rules) -> list[Action]:
+        if not self._receives:
+            return [self._refusal(rules, "not-receiving", "This connection only asks; it scans nothing.")]
+        dropped = self._stop_current()
+        if rules.size > limits.RULES_BYTES:
+            detail = f"A rule set of {rules.size} bytes is too large; {limits.RULES_BYTES} are allowed."
+            return [*dropped, self._refusal(rules, "too-large", detail)]
+        self._serial += 1
+        self._current = _Current(self._serial, rules)
+        return [*dropped, FindRules(self._serial, rules)]
+
+    def _posture_asked(self, request: messages.PostureRequest) -> list[Action]:
+        return [Scan(request)] if self._receives else []
+
     def _why_busy(self, offer: Offer) -> str:
         program = offer.installer.program
         for one in self._installing.values():
@@ -593,6 +696,8 @@ class Session:
         match event:
             case Considered(_, said):
                 return self._considered(current, said)
+            case RulesFound(there=there):
+                return self._verified(current) if there else self._considered(current, None)
             case PageAdded(last=last):
                 return self._page_added(current, last)
             case Fetched():
@@ -623,7 +728,9 @@ class Session:
             )
         if fetched.complete:
             current.step = _Step.VERIFYING
-            return [*actions, self._say_state(current.offer, life.State.VERIFYING), Verify(current.serial)]
+            if isinstance(current.offer, Offer):
+                actions.append(self._say_state(current.offer, life.State.VERIFYING))
+            return [*actions, Verify(current.serial)]
         current.step = _Step.FETCHING
         if fetched.want:
             actions.append(self._say(messages.Want(delivery=current.offer.delivery, runs=fetched.want)))
@@ -631,8 +738,10 @@ class Session:
 
     def _verified(self, current: _Current) -> list[Action]:
         self._current = None
-        self._installing[current.offer.delivery] = _Installation(current.serial, current.offer, begun=False)
         received = self._say(messages.Received(delivery=current.offer.delivery))
+        if isinstance(current.offer, Rules):
+            return [received]
+        self._installing[current.offer.delivery] = _Installation(current.serial, current.offer, begun=False)
         return [received, self._say_state(current.offer, life.State.INSTALLING)]
 
     def _permitted(self, noted: messages.Noted) -> list[Action]:
@@ -652,11 +761,13 @@ class Session:
 
     def _step_failed(self, current: _Current, reason: str, detail: str) -> list[Action]:
         self._current = None
-        return [
+        actions: list[Action] = [
             Abandon(current.serial, discard=reason not in KEEPS_PARTIAL),
             self._refusal(current.offer, reason, detail),
-            *self._report(failure(current.offer, reason, detail)),
         ]
+        if isinstance(current.offer, Offer):
+            actions += self._report(failure(current.offer, reason, detail))
+        return actions
 
     def _say_inventory(self) -> Say:
         programs = tuple(self._inventory[name] for name in sorted(self._inventory))
@@ -675,7 +786,7 @@ class Session:
     def _report(self, report: messages.State) -> list[Action]:
         return [KeepReport(report), *self._tell(report)]
 
-    def _refusal(self, offer: Offer, reason: str, detail: str) -> Say:
+    def _refusal(self, offer: Offer | Rules, reason: str, detail: str) -> Say:
         return self._say(messages.Refused(delivery=offer.delivery, reason=reason[:64], detail=_bounded(detail)))
 
 
@@ -700,12 +811,16 @@ def _bounded(text: str) -> str:
 _HEAR: Final[dict[type[Message], Callable[[Session, Any], list[Action]]]] = {
     messages.Challenge: Session._challenged,
     messages.Welcome: Session._welcomed,
+    messages.Pairing: Session._pairing_shown,
+    messages.Standing: Session._stands,
     messages.Error: Session._refused,
     messages.Devices: Session._devices_came,
     messages.DeviceChanges: Session._devices_changed,
     messages.SyncDone: Session._sync_done,
     messages.Noted: Session._noted,
     messages.Offer: Session._offered,
+    messages.Rules: Session._rules_came,
+    messages.PostureRequest: Session._posture_asked,
     messages.ManifestPage: Session._page_came,
     messages.Chunks: Session._frame_came,
     messages.Withdraw: Session._withdrawn,

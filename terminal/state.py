@@ -24,9 +24,9 @@ from msgspec import Struct
 
 from protocol.device import DeviceInfo
 from protocol.errors import BadFileError, NotLoggedInError, RefusedError, UsageError
-from protocol.keys import SealingKey, SigningKey
+from protocol.keys import SealingKey, SigningKey, fingerprint
 from protocol.life import DELIVERY_SECONDS
-from protocol.messages import DeviceRow, InstalledProgram, Offer, State
+from protocol.messages import DeviceRow, InstalledProgram, Offer, Standing, State
 from terminal.consent import InboxEntry, Preferences
 
 FILE_BYTES: Final = 16 * 1024 * 1024
@@ -52,12 +52,20 @@ class Identity(Struct, frozen=True, kw_only=True):
     insecure_lan: bool = False
     ca_file: str = ""
 
+    @property
+    def hub_fingerprint(self) -> str:
+        """What people compare the hub's key by."""
+        return fingerprint(self.hub_key)
+
     def __repr__(self) -> str:
         return f"Identity({self.terminal!r} at {self.url!r})"
 
 
 class Seeds(Struct, frozen=True, kw_only=True):
-    """A device's private keys for an account, kept from before they are first used."""
+    """A device's private keys, kept from before they are first used.
+
+    `account` is the one they are for, empty where the hub is to say which it is.
+    """
 
     account: str
     device_seed: bytes
@@ -165,17 +173,34 @@ class StateFolder:
         """Keep the device info this terminal reports."""
         self._write("device.json", device)
 
-    def seeds(self, account: str) -> Seeds:
-        """Return this device's keys for `account`, made and kept when there are none.
+    def seeds(self, account: str = "", *, renew: bool = False) -> Seeds:
+        """Return this device's keys for `account`, made and kept when there are none; `renew`: not those in use.
 
-        An enrolment that was interrupted is repeated with the same keys and so gives the same terminal.
+        An enrolment that was interrupted is repeated with the same keys and so gives the same terminal, or shows the
+        same pairing code. Raises BadFileError.
         """
         kept = self._read("keys.json", Seeds)
-        if kept is not None and kept.account == account:
+        in_use = self.identity().device_seed if renew and self.has_identity() else b""
+        if kept is not None and kept.account == account and kept.device_seed != in_use:
             return kept
         made = Seeds(account=account, device_seed=SigningKey.generate().seed, sealing_seed=SealingKey.generate().seed)
         self._write("keys.json", made)
         return made
+
+    def drop_seeds(self) -> None:
+        """Forget the keys of an enrolment that cannot be: the next one makes others."""
+        self._remove("keys.json")
+
+    def standing(self) -> Standing | None:
+        """Return what the hub last said this terminal may do; None: all is well. Raises BadFileError."""
+        return self._read("standing.json", Standing)
+
+    def save_standing(self, standing: Standing | None) -> None:
+        """Keep what this terminal may do."""
+        if standing is None:
+            self._remove("standing.json")
+        else:
+            self._write("standing.json", standing)
 
     # --- the lock -----------------------------------------------------------------------------------------------------
 
@@ -278,14 +303,7 @@ class StateFolder:
 
     def drop_mark(self, delivery: str) -> None:
         """Forget the mark of a delivery: its outcome is kept."""
-        path = self.path / self._mark_name(delivery)
-        try:
-            path.unlink()
-            flush_folder(path.parent)
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise _unwritable(path, error) from None
+        self._remove(self._mark_name(delivery))
 
     def _mark_files(self) -> list[tuple[Mark, Path]]:
         files = sorted(self._marks.glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
@@ -367,6 +385,16 @@ class StateFolder:
         except OSError as error:
             raise _unwritable(path, error) from None
 
+    def _remove(self, name: str) -> None:
+        path = self.path / name
+        try:
+            path.unlink()
+            flush_folder(path.parent)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise _unwritable(path, error) from None
+
     def _remove_temporary_files(self) -> None:
         """Remove what writers that were killed left behind; the caller holds the lock.
 
@@ -384,6 +412,7 @@ _CAN_DO_WITHOUT: Final[dict[str, type]] = {
     "previous.json": tuple[InstalledProgram, ...],
     "devices.json": SavedDevices,
     "device.json": DeviceInfo,
+    "standing.json": Standing,
 }
 
 
