@@ -19,8 +19,9 @@ from typing import Any, Final
 
 import click
 
+from hub.accountcommands import account, device
 from hub.asking import match
-from hub.commandline import ask_hub, data_option, json_option, run, show, table
+from hub.commandline import ask_hub, data_option, json_option, run, show
 from hub.inspecting import inspect
 from hub.publishing import catalogue, publish
 from protocol.errors import ConflictError, LockstepError, UsageError
@@ -171,61 +172,8 @@ async def _until_stopped(stop: asyncio.Event, disk_failure: Coroutine[Any, Any, 
     failing.cancel()
 
 
-@main.group()
-def account() -> None:
-    """Accounts: one for each person or fleet."""
-
-
-@account.command("add")
-@click.argument("name")
-@click.option("--password-stdin", is_flag=True, help="Read the password from standard input, one line.")
-@click.option("--may-publish", is_flag=True, help="Its devices may publish installers.")
-@data_option
-@json_option
-def account_add(
-    name: str, password_stdin: bool, may_publish: bool, data: str | None, config_file: Path | None, as_json: bool
-) -> None:
-    """Add an account."""
-    arguments = {"name": name, "password": _read_password(password_stdin), "may_publish": may_publish}
-    result = ask_hub(data, config_file, "account add", arguments)
-    show(result, as_json, lambda: click.echo(f"Account {result['account']} is there. Devices log in with it now."))
-
-
-_RIGHTS = click.Choice(["approve", "initiate", "publish", "receive"])
-
-
-@account.command("allow")
-@click.argument("name")
-@click.argument("right", type=_RIGHTS)
-@data_option
-@json_option
-def account_allow(name: str, right: str, data: str | None, config_file: Path | None, as_json: bool) -> None:
-    """Give the devices of an account a right."""
-    result = ask_hub(data, config_file, "account right", {"name": name, "right": right, "allowed": True})
-    show(result, as_json, lambda: click.echo(f"Devices of {name} may {right} now."))
-
-
-@account.command("deny")
-@click.argument("name")
-@click.argument("right", type=_RIGHTS)
-@data_option
-@json_option
-def account_deny(name: str, right: str, data: str | None, config_file: Path | None, as_json: bool) -> None:
-    """Take a right back from the devices of an account; from now on it counts no more."""
-    result = ask_hub(data, config_file, "account right", {"name": name, "right": right, "allowed": False})
-    show(result, as_json, lambda: click.echo(f"Devices of {name} may not {right} any more."))
-
-
-@account.command("list")
-@data_option
-@json_option
-def account_list(data: str | None, config_file: Path | None, as_json: bool) -> None:
-    """List the accounts."""
-    rows = ask_hub(data, config_file, "account list", {})
-    lines = [(row["name"], row["terminals"], " ".join(row["rights"]) or "-") for row in rows]
-    show(rows, as_json, lambda: table(("ACCOUNT", "TERMINALS", "MAY"), lines))
-
-
+main.add_command(account)
+main.add_command(device)
 main.add_command(publish)
 main.add_command(inspect)
 main.add_command(catalogue)
@@ -339,12 +287,3 @@ def demo(keep: bool) -> None:
     from hub.demo.run import run_demo
 
     sys.exit(run_demo(keep=keep))
-
-
-def _read_password(from_stdin: bool) -> str:
-    if from_stdin:
-        return sys.stdin.readline().rstrip("\r\n")
-    if not sys.stdin.isatty():
-        raise UsageError("There is no terminal to ask for the password on.", hint="Use --password-stdin.")
-    password: str = click.prompt("Password", hide_input=True, confirmation_prompt=True)
-    return password

@@ -96,6 +96,7 @@ ORDER: Final = (
     "hub.demo",
     "hub.demo.run",
     "hub.commandline",
+    "hub.accountcommands",
     "hub.watch",
     "hub.publishing",
     "hub.inspecting",
@@ -153,7 +154,7 @@ LIBRARIES: Final[dict[str, tuple[str, ...]]] = {
         "terminal.client", "terminal.simulated",
     ),
     "click": (
-        "hub.cli", "hub.commandline", "hub.publishing", "hub.inspecting", "hub.asking",
+        "hub.cli", "hub.commandline", "hub.accountcommands", "hub.publishing", "hub.inspecting", "hub.asking",
         "terminal.cli", "terminal.deciding", "terminal.place", "terminal.publishing", "terminal.simulator",
         "terminal.watching",
     ),
