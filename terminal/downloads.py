@@ -1,4 +1,4 @@
-"""Downloads: the file of one offer while it comes, from what is already on disk to a verified whole.
+"""Downloads: the file of one offer or rule set while it comes, from what is on disk already to a verified whole.
 
 The partial file is named by the object's digest and written in place, a frame at a time. There is no journal: what is
 there is read again and compared with the manifest (`prepare`), so nothing a crash leaves behind can mislead. Chunks of
@@ -18,7 +18,7 @@ from typing import Final
 
 from protocol import chunks, limits
 from protocol.errors import TransferError
-from protocol.messages import Chunks, ManifestPage, Offer, Run
+from protocol.messages import Chunks, ManifestPage, ObjectMessage, Run
 from protocol.transfer import Receiver
 from terminal.state import StateFolder, flush_folder
 
@@ -31,15 +31,22 @@ _WRITE_PIECES: Final = 1_024  # IOV_MAX of Linux; POSIX promises 16
 
 
 class Download:
-    """One offer's file. Raises TransferError (code `no-space`, `disk`) when the disk has no room or cannot be asked.
+    """One object's file. Raises TransferError (code `no-space`, `disk`) when the disk has no room or cannot be asked.
 
-    `reserve_bytes` stay free on the disk.
+    `place` is the folder it ends in (default: that of installers); `reserve_bytes` stay free on the disk.
     """
 
-    def __init__(self, offer: Offer, folder: StateFolder, *, reserve_bytes: int = RESERVE_BYTES) -> None:
+    def __init__(
+        self,
+        offer: ObjectMessage,
+        folder: StateFolder,
+        *,
+        place: Path | None = None,
+        reserve_bytes: int = RESERVE_BYTES,
+    ) -> None:
         self.offer = offer
         self.partial = folder.downloads / offer.object.hex()
-        self.file = folder.installed / offer.object.hex()
+        self.file = (place or folder.installed) / offer.object.hex()
         self._receiver = Receiver(offer)
         self._descriptor = -1
         self._abandoned = False

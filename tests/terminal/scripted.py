@@ -64,6 +64,19 @@ class Thing:
             ),
         )
 
+    def rules(self, delivery: str = "rules-1") -> messages.Rules:
+        offer = self.offer()
+        return messages.Rules(
+            delivery=delivery,
+            object=offer.object,
+            size=offer.size,
+            chunks=offer.chunks,
+            stored_size=offer.stored_size,
+            pages=offer.pages,
+            manifest=offer.manifest,
+            chunking=offer.chunking,
+        )
+
     def page(self, index: int = 0, digest: bytes = b"") -> messages.ManifestPage:
         return messages.ManifestPage(object=digest or self.digest, page=index, entries=self.manifest.page(index))
 

@@ -525,3 +525,100 @@ def test_it_is_too_late_to_decline_what_comes_or_installs() -> None:
     assert (brain.is_under_way("d-1"), brain.is_under_way("d-2")) == (True, False)
     brain, _ = installing()
     assert brain.is_under_way("d-1")
+
+
+# --- rule sets and postures -------------------------------------------------------------------------------------------
+
+RULES = thing(3_000, seed=9)
+
+
+def rules_beginning(brain: Session) -> int:
+    """Have a rule set offered that is not there; return its serial number."""
+    found = only(session.FindRules, hear(brain, RULES.rules()))
+    return only(session.Begin, feed(brain, session.RulesFound(found.serial, there=False))).serial
+
+
+def test_a_rule_set_comes_by_the_steps_of_a_delivery_without_consent_or_state_and_ends_with_received() -> None:
+    brain, _ = opened()
+    serial = rules_beginning(brain)
+    only(session.AddPage, hear(brain, RULES.page()))
+    only(session.Prepare, feed(brain, session.PageAdded(serial, last=True)))
+    runs = (messages.Run(0, RULES.manifest.count),)
+    said = says(feed(brain, session.Fetched(serial, 0, 0, runs, complete=False)))
+    assert said == [messages.Want(delivery="rules-1", runs=runs)]
+    only(session.Write, hear(brain, RULES.frame(runs[0])))
+    actions = feed(brain, session.Fetched(serial, 1, 3_000, (), complete=True))
+    assert says(actions) == [messages.Progress(delivery="rules-1", frames=1, done=3_000)]
+    only(session.Verify, actions)
+    assert says(feed(brain, session.Verified(serial))) == [messages.Received(delivery="rules-1")]
+
+
+def test_a_rule_set_that_is_there_already_is_received_at_once() -> None:
+    brain, _ = opened()
+    found = only(session.FindRules, hear(brain, RULES.rules()))
+    actions = feed(brain, session.RulesFound(found.serial, there=True))
+    assert actions == [session.Say(messages.Received(delivery="rules-1"))]
+    assert hear(brain, RULES.page()) == [], "its pages, which the hub had sent already, are passed over"
+
+
+def test_a_rule_set_that_is_too_large_is_refused_before_any_of_it_comes() -> None:
+    brain, _ = opened()
+    largest = structs.replace(RULES.rules(), size=limits.RULES_BYTES)
+    only(session.FindRules, hear(brain, largest))
+    [refused] = says(hear(brain, structs.replace(RULES.rules(), size=limits.RULES_BYTES + 1)))
+    assert isinstance(refused, messages.Refused)
+    assert (refused.delivery, refused.reason) == ("rules-1", "too-large")
+    assert hear(brain, RULES.page()) == []
+
+
+def test_a_rule_set_without_room_is_refused_and_nothing_is_reported() -> None:
+    brain, _ = opened()
+    serial = rules_beginning(brain)
+    actions = feed(brain, session.StepFailed(serial, "no-space", "3000 bytes do not fit."))
+    assert actions == [
+        session.Abandon(serial, discard=False),
+        session.Say(messages.Refused(delivery="rules-1", reason="no-space", detail="3000 bytes do not fit.")),
+    ]
+
+
+def test_a_rule_set_takes_the_place_of_a_delivery_that_comes_and_a_delivery_that_of_a_rule_set() -> None:
+    brain, serial = fetching()
+    actions = hear(brain, RULES.rules())
+    assert session.Abandon(serial, discard=False) in actions, "what has come of it is kept"
+    assert hear(brain, THING.frame(messages.Run(0, 1))) == [], "its frames are passed over"
+    rules = only(session.FindRules, actions)
+    feed(brain, session.RulesFound(rules.serial, there=False))
+    again = hear(brain, THING.offer())
+    assert session.Abandon(rules.serial, discard=False) in again
+    only(session.Consider, again)
+    assert hear(brain, RULES.page()) == []
+
+
+def test_a_rule_set_comes_while_something_installs() -> None:
+    brain, _ = installing()
+    rules_beginning(brain)
+    assert isinstance(feed(brain, DONE)[0], session.Say), "and its report is said meanwhile"
+    only(session.AddPage, hear(brain, RULES.page()))
+
+
+def test_a_rule_set_that_is_withdrawn_is_stopped() -> None:
+    brain, _ = opened()
+    serial = rules_beginning(brain)
+    assert hear(brain, messages.Withdraw(delivery="rules-1")) == [session.Abandon(serial, discard=False)]
+    assert hear(brain, RULES.page()) == []
+
+
+def test_a_connection_that_only_asks_takes_no_rule_set_and_scans_nothing() -> None:
+    brain, _ = opened(receives=False)
+    [refused] = says(hear(brain, RULES.rules()))
+    assert isinstance(refused, messages.Refused)
+    assert refused.reason == "not-receiving"
+    assert hear(brain, messages.PostureRequest(rules=RULES.digest, nonce=b"p" * 32)) == []
+
+
+def test_a_posture_request_has_the_programs_scanned_and_what_was_found_is_said() -> None:
+    brain, _ = opened()
+    request = messages.PostureRequest(rules=RULES.digest, nonce=b"p" * 32)
+    assert hear(brain, request) == [session.Scan(request)]
+    posture = messages.Posture(report=b"r", signature=b"s" * 64)
+    assert feed(brain, session.Scanned(posture)) == [session.Say(posture)]
