@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 UV_COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header --quiet
 
-.PHONY: help setup demo serve test test-formats test-safety samples check format chaos bench bench-catalogue lock vectors clean
+.PHONY: help setup demo serve test test-formats test-safety fuzz samples check format chaos bench bench-catalogue lock vectors clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -35,6 +35,9 @@ test-formats: $(VENV)/development ## read real, built, stand-in and damaged inst
 test-safety: $(VENV)/development ## isolation of accounts, limits, bombs and a short fuzz, with their counts
 	@sh tests/tools.sh
 	@$(BIN)/python -m pytest tests/safety tests/hub/test_audit.py $(ARGUMENTS)
+
+fuzz: $(VENV)/development ## ten million inputs for the codec and the opening, in two processes (EXECUTIONS=100000 SEED=1)
+	@$(BIN)/python -m tests.safety.fuzz $(if $(EXECUTIONS),--executions $(EXECUTIONS)) $(if $(SEED),--seed $(SEED))
 
 samples: $(VENV)/development ## bring the real installers the proofs read to ./samples, 86 MB
 	@$(BIN)/python -m tests.formats.samples
