@@ -17,6 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from hub.app import Hub, open_hub
+from hub.audit import read_head
 from hub.backup import DATABASE_NAME, write_backup
 from hub.catalogue import PublishOptions
 from hub.config import Settings
@@ -30,7 +31,7 @@ SOCKET_NAME: Final = "admin.sock"
 # What is asked of a folder with no hub in it makes none.
 _NEEDS_A_HUB: Final = frozenset({
     "catalogue", "catalogue show", "catalogue yank", "catalogue restore", "catalogue retire", "catalogue channel",
-    "catalogue alias", "match", "account list", "check", "backup",
+    "catalogue alias", "match", "account list", "check", "backup", "audit", "audit head", "audit verify",
 })  # fmt: skip
 _TOLD_EVERY_SECONDS: Final = 0.25
 _LINE_BYTES: Final = 4 * 1024 * 1024
@@ -62,6 +63,8 @@ async def perform(hub: Hub, command: str, arguments: dict[str, Any], tell: Tell 
             return await _account(hub, command, arguments)
         case "check":
             return await _check(hub, tell)
+        case "audit" | "audit head" | "audit verify":
+            return await _audit(hub, command, arguments, tell)
         case "backup":
             folder, file, force = hub.settings.data_folder, Path(arguments["file"]), bool(arguments.get("force"))
             return msgspec.to_builtins(await write_backup(hub.store, hub.objects, folder, file, force=force, tell=tell))
@@ -119,9 +122,22 @@ async def _account(hub: Hub, command: str, arguments: dict[str, Any]) -> Any:
 
 async def _check(hub: Hub, tell: Tell) -> Any:
     folder = hub.settings.data_folder
-    report = await scrub(hub.store, hub.objects, folder, tell=tell)
+    report = await scrub(hub.store, hub.objects, folder, hub.audit, tell=tell)
     await asyncio.to_thread(keep_report, folder, report, time.time())
     return msgspec.to_builtins(report) | {"sound": report.is_sound}
+
+
+async def _audit(hub: Hub, command: str, arguments: dict[str, Any], tell: Tell) -> Any:
+    match command:
+        case "audit":  # one page: a log is read in many short answers
+            return msgspec.to_builtins(await hub.audit.page(int(arguments.get("after", 0))))
+        case "audit head":
+            head = await hub.audit.head()
+            return msgspec.to_builtins(head) | {"digest": head.digest.hex(), "line": head.line()}
+        case _:
+            kept = read_head(arguments["head"]) if arguments.get("head") else None
+            verified = await hub.audit.verify(kept, tell)
+            return msgspec.to_builtins(verified) | {"whole": verified.is_whole}
 
 
 async def ask(settings: Settings, command: str, arguments: dict[str, Any], tell: Tell = tell_nobody) -> Any:

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from hub.accounts import Accounts
+from hub.audit import AuditLog
 from hub.backup import DATABASE_NAME, KEY_NAME
 from hub.catalogue import Catalogue
 from hub.clock import HubClock
@@ -42,6 +43,7 @@ class Hub:
         self.settings = settings
         self.store = store
         self.hub_key = hub_key
+        self.audit = AuditLog(store, hub_key)
         self.pokes = Pokes()
         self.presence = Presence()
         self.passwords = Passwords()
@@ -116,7 +118,8 @@ async def serve_hub(hub: Hub) -> AsyncIterator[HubServer]:
     await server.start()
     reaper = Reaper(hub.deliveries, hub.pokes, hub.presence, hub.uploads)
     try:
-        async with reaper.running(), scrubbing_weekly(hub.store, hub.objects, hub.settings.data_folder):
+        scrubbing = scrubbing_weekly(hub.store, hub.objects, hub.settings.data_folder, hub.audit)
+        async with reaper.running(), scrubbing, hub.audit.signing_daily():
             yield server
     finally:
         await server.stop()

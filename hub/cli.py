@@ -21,6 +21,7 @@ import click
 
 from hub.accountcommands import account, device
 from hub.asking import match
+from hub.auditing import audit
 from hub.commandline import ask_hub, data_option, json_option, run, show
 from hub.inspecting import inspect
 from hub.publishing import catalogue, publish
@@ -178,6 +179,7 @@ main.add_command(publish)
 main.add_command(inspect)
 main.add_command(catalogue)
 main.add_command(match)
+main.add_command(audit)
 
 
 class _BackupGroup(click.Group):

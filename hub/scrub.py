@@ -20,6 +20,7 @@ from typing import Final, Literal
 import msgspec
 from msgspec import Struct
 
+from hub.audit import AuditLog
 from hub.objects import DAMAGED_SUFFIX, Objects
 from hub.steps import in_thread
 from hub.store import Store
@@ -40,14 +41,14 @@ Tell = Callable[[str, int, int], None]
 class Finding(Struct, frozen=True):
     """One thing that is not as it should be. `unnamed` and `set-aside` are no damage: nothing that is owed lacks it."""
 
-    kind: Literal["damaged", "missing", "database", "unnamed", "set-aside"]
+    kind: Literal["damaged", "missing", "database", "audit", "unnamed", "set-aside"]
     name: str
     detail: str
 
     @property
     def is_damage(self) -> bool:
-        """Whether something is lost until it is mended."""
-        return self.kind in ("damaged", "missing", "database")
+        """Whether something is lost until it is mended, or was tampered with."""
+        return self.kind in ("damaged", "missing", "database", "audit")
 
 
 class ScrubReport(Struct, frozen=True):
@@ -68,9 +69,17 @@ def tell_nobody(what: str, done: int, total: int) -> None:
 
 
 async def scrub(
-    store: Store, objects: Objects, folder: Path, *, bytes_per_second: float = 0.0, tell: Tell = tell_nobody
+    store: Store,
+    objects: Objects,
+    folder: Path,
+    audit: AuditLog | None = None,
+    *,
+    bytes_per_second: float = 0.0,
+    tell: Tell = tell_nobody,
 ) -> ScrubReport:
-    """Check every object and the database. `tell` gets a word, objects done and all; 0 bytes a second: no brake.
+    """Check every object, the database, and the audit log where one is given.
+
+    `tell` gets a word, how many are done and all; 0 bytes a second: no brake.
 
     Raises UnavailableError when the database cannot be asked.
     """
@@ -89,6 +98,8 @@ async def scrub(
             findings.append(Finding("damaged", digest.hex(), error.message))
     tell("database", len(digests), len(digests))
     findings += await _check_database(store, objects, folder, names, {finding.name for finding in findings})
+    if audit is not None and (fault := (await audit.verify(tell=tell)).fault) is not None:
+        findings.append(Finding("audit", f"row {fault.sequence}", fault.detail))
     return ScrubReport(len(digests), read_bytes, tuple(findings))
 
 
@@ -121,11 +132,11 @@ async def _check_database(
 
 
 @asynccontextmanager
-async def scrubbing_weekly(store: Store, objects: Objects, folder: Path) -> AsyncIterator[None]:
+async def scrubbing_weekly(store: Store, objects: Objects, folder: Path, audit: AuditLog) -> AsyncIterator[None]:
     """Scrub once a week while the block runs."""
     for leftover in folder.glob(".check-*"):
         shutil.rmtree(leftover, ignore_errors=True)  # of a hub that was killed
-    task = asyncio.create_task(_scrub_weekly(store, objects, folder), name="scrub")
+    task = asyncio.create_task(_scrub_weekly(store, objects, folder, audit), name="scrub")
     try:
         yield
     finally:
@@ -133,12 +144,12 @@ async def scrubbing_weekly(store: Store, objects: Objects, folder: Path) -> Asyn
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def _scrub_weekly(store: Store, objects: Objects, folder: Path) -> None:
+async def _scrub_weekly(store: Store, objects: Objects, folder: Path, audit: AuditLog) -> None:
     wait_seconds = seconds_until_due(folder, time.time())
     while True:
         await asyncio.sleep(wait_seconds)
         try:
-            report = await scrub(store, objects, folder, bytes_per_second=GENTLE_BYTES_PER_SECOND)
+            report = await scrub(store, objects, folder, audit, bytes_per_second=GENTLE_BYTES_PER_SECOND)
             log_report(report)
             await asyncio.to_thread(keep_report, folder, report, time.time())
         except (LockstepError, OSError) as error:

@@ -39,10 +39,13 @@ ORDER: Final = (
     "hub.explaining",
     "hub.matching",
     "hub.records",
+    "hub.proxies",
     "hub.config",
     "hub.store.copies",
     "hub.store",
     "hub.audit",
+    "hub.policy",
+    "hub.standing",
     "hub.steps",
     "hub.passwords",
     "hub.accounts",
@@ -88,6 +91,8 @@ ORDER: Final = (
     "hub.requests",
     "hub.fairness",
     "hub.delivery",
+    "hub.doorway",
+    "hub.reception",
     "hub.terminalsocket",
     "hub.server",
     "hub.reaper",
@@ -101,6 +106,7 @@ ORDER: Final = (
     "hub.publishing",
     "hub.inspecting",
     "hub.asking",
+    "hub.auditing",
     "hub.cli",
     "hub.__main__",
     "terminal",
@@ -108,6 +114,7 @@ ORDER: Final = (
     "terminal.session",
     "terminal.installers.tasks",
     "terminal.installers.programs",
+    "terminal.installers.listing",
     "terminal.installers.debarchive",
     "terminal.installers.apk",
     "terminal.installers.command",
@@ -128,6 +135,8 @@ ORDER: Final = (
     "terminal.localsocket",
     "terminal.connection",
     "terminal.agent",
+    "terminal.pairing",
+    "terminal.enrolling",
     "terminal.client",
     "terminal.simulated",
     "terminal.tables",
@@ -136,6 +145,8 @@ ORDER: Final = (
     "terminal.deciding",
     "terminal.publishing",
     "terminal.simulator",
+    "terminal.loggingin",
+    "terminal.approving",
     "terminal.cli",
     "terminal.__main__",
 )
@@ -149,15 +160,16 @@ LIBRARIES: Final[dict[str, tuple[str, ...]]] = {
     "aiosqlite": ("hub.store",),
     "argon2": ("hub.passwords",),
     "websockets": (
-        "hub.terminalsocket", "hub.server",
+        "hub.terminalsocket", "hub.reception", "hub.server",
         "terminal.link", "terminal.dialling", "terminal.localsocket", "terminal.connection",
         "terminal.client", "terminal.simulated",
     ),
     "click": (
-        "hub.cli", "hub.commandline", "hub.accountcommands", "hub.publishing", "hub.inspecting", "hub.asking",
-        "terminal.cli", "terminal.deciding", "terminal.place", "terminal.publishing", "terminal.simulator",
+        "hub.cli", "hub.commandline", "hub.accountcommands", "hub.publishing", "hub.inspecting", "hub.asking", "hub.auditing",
+        "terminal.approving", "terminal.cli", "terminal.deciding", "terminal.loggingin", "terminal.place", "terminal.publishing", "terminal.simulator",
         "terminal.watching",
     ),
+    "segno": ("terminal.pairing",),
     "rich": ("terminal.tables", "terminal.place", "terminal.watching"),
     "zstandard": ("hub.inspectors.deb",),
     "packaging": ("hub.versions", "hub.wheeltags", "hub.inspectors", "terminal.installers"),
@@ -175,7 +187,7 @@ MAY_PRINT: Final = ("protocol.vectors",)
 
 
 # What is pure beside the protocol.
-PURE: Final = {"hub.versions", "hub.candidates", "hub.wheeltags", "hub.explaining", "hub.matching"}
+PURE: Final = {"hub.policy", "hub.versions", "hub.candidates", "hub.wheeltags", "hub.explaining", "hub.matching"}
 
 # The brains, and what they may know of their own side: values.
 BRAINS: Final = {"hub.session": {"hub.records"}, "terminal.session": {"terminal.devicelist"}}

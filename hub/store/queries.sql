@@ -19,17 +19,86 @@ UPDATE accounts SET rights = :rights WHERE name = :name RETURNING account_id;
 INSERT INTO accounts (account_id, name, password_hash, created_at)
 VALUES (:account_id, :name, :password_hash, :now) ON CONFLICT DO NOTHING RETURNING account_id;
 
+-- name: standing_of
+SELECT a.rights AS account_rights, t.rights AS terminal_rights, t.revoked_at, a.disabled_at,
+    p.rules, p.reported_at, p.findings, p.complete
+FROM terminals t JOIN accounts a ON a.account_id = t.account_id LEFT JOIN postures p ON p.terminal_id = t.terminal_id
+WHERE t.terminal_id = :terminal_id;
+
 -- name: terminal
-SELECT t.*, a.name AS account_name, a.disabled_at FROM terminals t JOIN accounts a ON a.account_id = t.account_id
+SELECT t.*, a.name AS account_name, a.disabled_at,
+    (SELECT findings FROM postures p WHERE p.terminal_id = t.terminal_id) AS posture_findings
+FROM terminals t JOIN accounts a ON a.account_id = t.account_id
 WHERE t.terminal_id = :terminal_id;
 
 -- name: terminal_by_key
-SELECT t.*, a.name AS account_name, a.disabled_at FROM terminals t JOIN accounts a ON a.account_id = t.account_id
+SELECT t.*, a.name AS account_name, a.disabled_at,
+    (SELECT findings FROM postures p WHERE p.terminal_id = t.terminal_id) AS posture_findings
+FROM terminals t JOIN accounts a ON a.account_id = t.account_id
 WHERE t.account_id = :account_id AND t.device_key = :device_key;
 
 -- name: terminals_of_account
-SELECT t.*, a.name AS account_name, a.disabled_at FROM terminals t JOIN accounts a ON a.account_id = t.account_id
+SELECT t.*, a.name AS account_name, a.disabled_at,
+    (SELECT findings FROM postures p WHERE p.terminal_id = t.terminal_id) AS posture_findings
+FROM terminals t JOIN accounts a ON a.account_id = t.account_id
 WHERE t.account_id = :account_id AND t.revoked_at IS NULL ORDER BY t.name;
+
+-- name: devices
+-- For the hub's owner: those that are revoked as well, last. Every account where none is named.
+SELECT t.*, a.name AS account_name, a.disabled_at, a.rights AS account_rights,
+    (SELECT findings FROM postures p WHERE p.terminal_id = t.terminal_id) AS posture_findings
+FROM terminals t JOIN accounts a ON a.account_id = t.account_id
+WHERE :account = '' OR a.name = :account ORDER BY a.name, t.revoked_at IS NOT NULL, t.name;
+
+-- name: device_of_account
+SELECT t.*, a.name AS account_name, a.disabled_at,
+    (SELECT findings FROM postures p WHERE p.terminal_id = t.terminal_id) AS posture_findings
+FROM terminals t JOIN accounts a ON a.account_id = t.account_id
+WHERE a.name = :account AND (t.terminal_id = :device OR t.name = :device) AND t.revoked_at IS NULL
+ORDER BY t.terminal_id = :device DESC LIMIT 1;
+
+-- name: terminal_to_revoke
+SELECT * FROM terminals WHERE terminal_id = :terminal_id AND account_id = :account_id AND revoked_at IS NULL;
+
+-- name: revoke_terminal
+UPDATE terminals SET revoked_at = :now, name = :name, connection = connection + 1 WHERE terminal_id = :terminal_id;
+
+-- name: set_terminal_rights
+UPDATE terminals SET rights = :rights WHERE terminal_id = :terminal_id;
+
+-- name: mark_cloned
+UPDATE terminals SET cloned_at = :now WHERE terminal_id = :terminal_id AND cloned_at IS NULL AND revoked_at IS NULL
+RETURNING terminal_id;
+
+-- name: clear_cloned
+UPDATE terminals SET cloned_at = NULL WHERE terminal_id = :terminal_id AND cloned_at IS NOT NULL RETURNING terminal_id;
+
+-- name: disable_account
+UPDATE accounts SET disabled_at = :now WHERE account_id = :account_id;
+
+-- name: set_password
+UPDATE accounts SET password_hash = :password_hash WHERE account_id = :account_id;
+
+-- name: count_up_connections
+UPDATE terminals SET connection = connection + 1 WHERE account_id = :account_id;
+
+-- name: not_welcome
+SELECT t.terminal_id FROM terminals t JOIN accounts a ON a.account_id = t.account_id
+WHERE t.revoked_at > :since OR a.disabled_at > :since;
+
+-- name: posture
+SELECT * FROM postures WHERE terminal_id = :terminal_id;
+
+-- name: save_posture
+INSERT INTO postures (terminal_id, rules, reported_at, findings, complete, report, signature)
+VALUES (:terminal_id, :rules, :now, :findings, :complete, :report, :signature)
+ON CONFLICT (terminal_id) DO UPDATE SET rules = excluded.rules, reported_at = excluded.reported_at,
+    findings = excluded.findings, complete = excluded.complete, report = excluded.report, signature = excluded.signature;
+
+-- name: postures_due
+SELECT t.terminal_id FROM terminals t LEFT JOIN postures p ON p.terminal_id = t.terminal_id
+WHERE t.revoked_at IS NULL AND t.receiver = 1 AND (
+    p.terminal_id IS NULL OR p.rules <> :rules OR p.findings > 0 OR p.complete = 0 OR p.reported_at <= :before);
 
 -- name: count_terminals
 SELECT COUNT(*) AS terminals FROM terminals WHERE account_id = :account_id AND revoked_at IS NULL;
@@ -46,15 +115,18 @@ UPDATE terminals SET name = :name, sealing_key = :sealing_key, device = :device,
 WHERE terminal_id = :terminal_id;
 
 -- name: count_login
+-- Nothing where it was revoked, or its account disabled, since it was looked up.
 UPDATE terminals SET connection = connection + 1, receiver = receiver OR :receives, device = :device, address = :address,
     last_seen_at = :now
-WHERE terminal_id = :terminal_id RETURNING connection;
+WHERE terminal_id = :terminal_id AND revoked_at IS NULL
+    AND (SELECT disabled_at FROM accounts a WHERE a.account_id = terminals.account_id) IS NULL
+RETURNING connection;
 
 -- name: seen
 UPDATE terminals SET last_seen_at = :now WHERE terminal_id = :terminal_id;
 
 -- name: update_terminal
-UPDATE terminals SET name = :name, device = :device WHERE terminal_id = :terminal_id;
+UPDATE terminals SET name = :name, device = :device WHERE terminal_id = :terminal_id AND revoked_at IS NULL;
 
 -- name: is_current
 SELECT 1 FROM terminals WHERE terminal_id = :terminal_id AND connection = :connection;
@@ -349,7 +421,7 @@ UPDATE deliveries SET reason = :reason, revision = :revision + changed.number, c
 FROM (
     SELECT delivery_id, ROW_NUMBER() OVER (ORDER BY position) AS number FROM deliveries
     WHERE terminal_id = :terminal_id AND is_final = 0 AND state = :state AND reason <> :reason
-        AND reason IN ('', 'offline', 'waiting', 'quiet-hours')) AS changed
+        AND reason IN ('', 'offline', 'waiting', 'quiet-hours', 'posture-failed', 'not-allowed')) AS changed
 WHERE deliveries.delivery_id = changed.delivery_id
 RETURNING (SELECT initiator FROM syncs WHERE syncs.sync_id = deliveries.sync_id) AS initiator;
 
@@ -360,7 +432,7 @@ SELECT DISTINCT terminal_id FROM deliveries WHERE is_final = 0 AND state IN ('of
 UPDATE deliveries SET reason = 'offline', revision = :revision + changed.number, changed_at = :now
 FROM (
     SELECT delivery_id, ROW_NUMBER() OVER (ORDER BY position) AS number FROM deliveries
-    WHERE is_final = 0 AND state IN ('queued', 'installing') AND reason IN ('', 'waiting', 'quiet-hours')) AS changed
+    WHERE is_final = 0 AND state IN ('queued', 'installing') AND reason IN ('', 'waiting', 'quiet-hours', 'posture-failed', 'not-allowed')) AS changed
 WHERE deliveries.delivery_id = changed.delivery_id
 RETURNING revision;
 
@@ -379,6 +451,19 @@ SELECT sequence, hash FROM audit ORDER BY sequence DESC LIMIT 1;
 -- name: add_audit
 INSERT INTO audit (sequence, at, actor, action, subject, detail, hash)
 VALUES (:sequence, :at, :actor, :action, :subject, :detail, :hash);
+
+-- name: audit_page
+-- As bytes: what somebody has edited need not be text, and has to be read all the same.
+SELECT sequence, at, CAST(actor AS BLOB) AS actor, CAST(action AS BLOB) AS action, CAST(subject AS BLOB) AS subject,
+    CAST(detail AS BLOB) AS detail, CAST(hash AS BLOB) AS hash
+FROM audit WHERE sequence > :after ORDER BY sequence LIMIT :count;
+
+-- name: audit_heads
+SELECT sequence, CAST(hash AS BLOB) AS hash, at, CAST(signature AS BLOB) AS signature FROM audit_heads ORDER BY sequence;
+
+-- name: add_audit_head
+INSERT INTO audit_heads (sequence, hash, at, signature) VALUES (:sequence, :hash, :at, :signature)
+ON CONFLICT DO NOTHING RETURNING sequence;
 
 -- name: open_of_terminal
 SELECT * FROM deliveries WHERE terminal_id = :terminal_id AND is_final = 0 AND state <> 'installing' ORDER BY position;
