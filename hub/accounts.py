@@ -9,6 +9,7 @@ from msgspec import Struct, structs
 from hub.audit import OPERATOR, record
 from hub.passwords import Passwords
 from hub.records import IDENTIFIER, RIGHTS, Right, Terminal, new_id
+from hub.standing import Standings, gone
 from hub.store import Row, Store, Transaction
 from protocol import limits
 from protocol.device import DeviceInfo
@@ -32,8 +33,11 @@ class AccountRow(Struct, frozen=True):
 class Accounts:
     """The accounts of one hub."""
 
-    def __init__(self, store: Store, passwords: Passwords, *, terminals_per_account: int) -> None:
+    def __init__(
+        self, store: Store, passwords: Passwords, *, terminals_per_account: int, standings: Standings | None = None
+    ) -> None:
         self._store = store
+        self._standings = standings or Standings()
         self._passwords = passwords
         self._terminals_per_account = terminals_per_account
 
@@ -44,9 +48,7 @@ class Accounts:
         """
         if not 1 <= len(name) <= limits.NAME_CHARACTERS or not name.isprintable() or name != name.strip():
             raise UsageError(f"{name!r} is not an account name: 1 to {limits.NAME_CHARACTERS} printable characters.")
-        if not PASSWORD_CHARACTERS_MINIMUM <= len(password) <= limits.TEXT_CHARACTERS:
-            raise UsageError(f"A password has at least {PASSWORD_CHARACTERS_MINIMUM} characters.")
-        password_hash = await self._passwords.hash(password)
+        password_hash = await self.hash_password(password)
 
         async def body(transaction: Transaction) -> bool:
             added = await transaction.row(
@@ -60,6 +62,12 @@ class Accounts:
 
         if not await self._store.transaction(body):
             raise ConflictError(f"There is an account {name!r} already.", hint="Choose another name.")
+
+    async def hash_password(self, password: str) -> str:
+        """Return what is kept of a password. Raises UsageError for one that is too short or too long."""
+        if not PASSWORD_CHARACTERS_MINIMUM <= len(password) <= limits.TEXT_CHARACTERS:
+            raise UsageError(f"A password has at least {PASSWORD_CHARACTERS_MINIMUM} characters.")
+        return await self._passwords.hash(password)
 
     async def listing(self) -> list[AccountRow]:
         """Every account, by name."""
@@ -153,10 +161,13 @@ class Accounts:
         return await self._store.transaction(body)
 
     async def count_login(self, terminal: str, device: DeviceInfo, address: str, *, receives: bool) -> Terminal:
-        """Count a login and keep what the terminal says of itself; return it with its new connection number."""
+        """Count a login and keep what the terminal says of itself; return it with its new connection number.
+
+        Raises RefusedError (`revoked`, `account-disabled`) where that has come about since it was looked up.
+        """
 
         async def body(transaction: Transaction) -> Terminal:
-            await transaction.rows(
+            counted = await transaction.row(
                 "count_login",
                 terminal_id=terminal,
                 receives=receives,
@@ -164,14 +175,21 @@ class Accounts:
                 address=address,
                 now=time.time(),
             )
+            if counted is None:
+                raise gone((await self._standings.of(transaction, terminal)).ended)
             return structs.replace(await _read_terminal(transaction, terminal), receives=receives)
 
         return await self._store.transaction(body)
 
     async def update(self, terminal: Terminal, name: str | None, device: DeviceInfo | None) -> Terminal:
-        """Change a terminal's name or device info. Raises ConflictError for a name another device has."""
+        """Change a terminal's name or device info.
+
+        Raises ConflictError for a name another device has, RefusedError for a terminal that is revoked or disabled.
+        """
 
         async def body(transaction: Transaction) -> Terminal:
+            if ended := (await self._standings.of(transaction, terminal.terminal_id)).ended:
+                raise gone(ended)
             wanted = terminal.name if name is None else _allowed_name(name)
             if not wanted:
                 raise UsageError("A name has at least one printable character.", code="bad-name")
@@ -200,9 +218,23 @@ class Accounts:
 
         async def body(transaction: Transaction) -> list[DeviceRow]:
             rows = await transaction.rows("terminals_of_account", account_id=account_id)
-            return [device_row(_terminal(row), online=False) for row in rows]
+            return [self.device_row(_terminal(row), online=False) for row in rows]
 
         return await self._store.transaction(body)
+
+    def device_row(self, terminal: Terminal, *, online: bool) -> DeviceRow:
+        """Return a terminal as the device list shows it."""
+        quarantined = self._standings.is_quarantined(terminal.posture_findings)
+        return DeviceRow(
+            terminal=terminal.terminal_id,
+            name=terminal.name,
+            online=online,
+            device=terminal.device,
+            address=terminal.address,
+            last_seen=terminal.last_seen_at,
+            standing="quarantined" if quarantined else "cloned" if terminal.cloned_at else "",
+            tags=terminal.tags,
+        )
 
     async def _check_room(self, transaction: Transaction, account_id: str) -> None:
         row = await transaction.row("count_terminals", account_id=account_id)
@@ -220,19 +252,6 @@ async def rights_of(transaction: Transaction, terminal: str) -> frozenset[str]:
     if row is None:
         return frozenset()
     return frozenset(row["account_rights"].split()) & frozenset(row["terminal_rights"].split())
-
-
-def device_row(terminal: Terminal, *, online: bool) -> DeviceRow:
-    """Return a terminal as the device list shows it."""
-    return DeviceRow(
-        terminal=terminal.terminal_id,
-        name=terminal.name,
-        online=online,
-        device=terminal.device,
-        address=terminal.address,
-        last_seen=terminal.last_seen_at,
-        tags=terminal.tags,
-    )
 
 
 async def _read_terminal(transaction: Transaction, terminal: str) -> Terminal:
@@ -257,6 +276,7 @@ def _terminal(row: Row) -> Terminal:
         is_revoked=row["revoked_at"] is not None,
         is_disabled=row["disabled_at"] is not None,
         cloned_at=row["cloned_at"] or 0.0,
+        posture_findings=row["posture_findings"] or 0,
     )
 
 

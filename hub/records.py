@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from hub.matching import Selector
 from protocol.device import DeviceInfo, InstallerKind
-from protocol.messages import InstallerOffer, SyncDone, TargetRow
+from protocol.messages import InstallerOffer, Standing, SyncDone, TargetRow
 
 Right: TypeAlias = Literal["approve", "initiate", "publish", "receive"]
 RIGHTS: Final[tuple[str, ...]] = get_args(Right)  # in the order in which they are kept
@@ -63,6 +63,24 @@ class Terminal(Struct, frozen=True, kw_only=True):
     is_revoked: bool = False
     is_disabled: bool = False
     cloned_at: float = 0.0
+    posture_findings: int = 0
+
+
+class RulesObject(Struct, frozen=True, kw_only=True):
+    """The rule set that terminals scan with: an object in the object folder, by its digest."""
+
+    digest: bytes
+
+
+class StandingFound(Struct, frozen=True, kw_only=True):
+    """What a terminal may do now. `ended` is "revoked" or "account-disabled" for one that is to leave, else empty.
+
+    `scan` is the rule set to ask for a report with, or None while its last one will do.
+    """
+
+    standing: Standing
+    ended: str = ""
+    scan: RulesObject | None = None
 
 
 class StoredObject(Struct, frozen=True, kw_only=True):

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from hub.accounts import Accounts, device_row
+from hub.accounts import Accounts
 from hub.presence import Presence
 from hub.records import Terminal
 from hub.syncs import Accepted, Syncs
@@ -26,7 +26,7 @@ class Requests:
         """
         if isinstance(request, messages.DeviceUpdate):
             changed = await self._accounts.update(me, request.name, request.device)
-            self._presence.update(me.account_id, device_row(changed, online=False))
+            self._presence.update(me.account_id, self._accounts.device_row(changed, online=False))
             # Not the connection number as it is now: if a newer login has come, this socket must not pass for it.
             renamed = msgspec.structs.replace(changed, connection=me.connection, receives=me.receives)
             return (messages.Done(re=request.id),), renamed

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar, cast
 
 import hub.store
 from hub import session as brain
-from hub.accounts import Accounts, device_row
+from hub.accounts import Accounts
 from hub.clock import HubClock
 from hub.deliveries import Deliveries
 from hub.delivery import Delivery
@@ -409,7 +409,7 @@ class HubSocket:
             admit.terminal.terminal_id, admit.device, "", receives=admit.receives
         )
         self._is_admitting = ""
-        self._replace(presence.join("a-1", device_row(terminal, online=admit.receives), self.number))
+        self._replace(presence.join("a-1", self.hub.accounts.device_row(terminal, online=admit.receives), self.number))
         return terminal
 
     def _replace(self, older: int | None) -> None:
