@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta, Struct
 
+from hub.proxies import TrustedProxies
 from protocol import life, limits
 from protocol.errors import UsageError
 from protocol.quiet import quiet_hours
@@ -32,6 +33,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     insecure_lan: bool = False
     tls_cert: str = ""
     tls_key: str = ""
+    trusted_proxies: tuple[str, ...] = ()
     disk_reserve_bytes: Annotated[int, Meta(ge=0)] = limits.GIB
     store_bytes: Annotated[int, Meta(ge=0)] = 100 * limits.GIB
     terminals_per_account: Annotated[int, Meta(ge=1, le=limits.TARGETS_PER_SYNC)] = 2_000
@@ -76,13 +78,17 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+# In the environment the items of these are parted by commas.
+_LISTS: Final = frozenset(name for name in Settings.__struct_fields__ if isinstance(getattr(Settings(), name), tuple))
+
+
 def load_settings(file: Path | None, flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Settings:
     """Merge the file, the environment and the flags that are not None. Raises UsageError naming what is wrong."""
     merged = _read_file(file) if file else {}
     for variable, text in environment.items():
         if variable.startswith(ENVIRONMENT_PREFIX) and text:
             name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
-            merged[name] = text.split(",") if name == "names" else text
+            merged[name] = text.split(",") if name in _LISTS else text
     merged.update({name: value for name, value in flags.items() if value not in (None, ())})
     _check_names(merged)
     try:
@@ -115,11 +121,13 @@ def _check_names(merged: Mapping[str, Any]) -> None:
 
 def _check(settings: Settings) -> None:
     quiet_hours(settings.quiet_hours)
+    proxies = TrustedProxies(settings.trusted_proxies)
     host, _ = settings.address
     if bool(settings.tls_cert) != bool(settings.tls_key):
         raise UsageError("TLS needs both a certificate and a key.", hint="Give --tls-cert and --tls-key.")
-    if not (settings.encrypted or settings.insecure_lan or is_loopback(host)):
+    if not (settings.encrypted or settings.insecure_lan or is_loopback(host) or proxies):
         raise UsageError(
             f"Listening on {host} without TLS would send passwords and programs unencrypted.",
-            hint="Give --tls-cert and --tls-key, or say --insecure-lan where the network is yours.",
+            hint="Give --tls-cert and --tls-key, set trusted_proxies behind a proxy that has them, or say "
+            "--insecure-lan where the network is yours.",
         )

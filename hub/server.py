@@ -1,23 +1,21 @@
 """The server: listens, runs a TerminalSocket for each connection, passes pokes on and ticks."""
 
 import asyncio
+import functools
 import logging
-import random
-import ssl
-from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from websockets.asyncio.server import Server, ServerConnection, serve
-from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
 from hub import session as brain
 from hub.config import Settings, is_loopback
-from hub.terminalsocket import CLOSE_SECONDS, Services, TerminalConnection, TerminalSocket
+from hub.reception import CLOSE_SECONDS, Reception, TerminalConnection, let_wait
+from hub.terminalsocket import Services, TerminalSocket
 from protocol import limits
 from protocol.errors import UnavailableError
 
-_BACKLOG: Final = 4_096
+_ACCEPTED_AT_ONCE: Final = 32  # then the loop looks after the others; each costs it about 0.1 ms
 _STOP_SECONDS: Final = 5.0
 
 
@@ -26,6 +24,7 @@ class HubServer:
 
     def __init__(self, services: Services) -> None:
         self._services = services
+        self.reception = Reception(services.settings)
         self._server: Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._names: frozenset[str] = frozenset()
@@ -42,8 +41,10 @@ class HubServer:
                 self._handle,
                 host,
                 port,
-                create_connection=TerminalConnection,
-                process_request=self._process_request,
+                create_connection=cast(
+                    type[ServerConnection], functools.partial(TerminalConnection, reception=self.reception)
+                ),
+                process_request=self.reception.answer,
                 origins=[None],
                 subprotocols=[Subprotocol(brain.VERSION)],
                 compression=None,
@@ -53,8 +54,7 @@ class HubServer:
                 max_size=limits.MESSAGE_BEFORE_LOGIN_BYTES,
                 max_queue=limits.INBOUND_MESSAGES,
                 write_limit=0,  # a send ends when the kernel has it all: no frame is left here while the next is read
-                backlog=_BACKLOG,
-                ssl=_tls_context(settings),
+                backlog=_ACCEPTED_AT_ONCE,
                 logger=_quiet_logger(),
                 server_header="lockstep-hub",
             )
@@ -62,6 +62,7 @@ class HubServer:
             raise UnavailableError(
                 f"Cannot listen on {settings.listen}: {error.strerror or error}.", hint="Is a hub running already?"
             ) from None
+        let_wait(self._server.sockets)
         self.port = next(iter(self._server.sockets)).getsockname()[1]
         self._names = _names_of(settings, self.port)
         self._tasks = [asyncio.create_task(self._pass_pokes_on()), asyncio.create_task(self._tick())]
@@ -71,6 +72,7 @@ class HubServer:
         if self._server is None:
             return
         self._server.close(close_connections=False)
+        self.reception.close()
         for socket in list(self._services.sockets.values()):
             socket.tell(brain.Stopping())
         if self._serving:
@@ -85,7 +87,6 @@ class HubServer:
         assert isinstance(connection, TerminalConnection)
         connection.is_served = True
         services = self._services
-        services.sockets_before_login += 1
         self._next_number += 1
         local = connection.local_address
         names = self._names | {f"{local[0]}:{local[1]}"} if local else self._names
@@ -99,15 +100,6 @@ class HubServer:
         finally:
             del services.sockets[socket.number]
             self._serving.discard(task)
-
-    def _process_request(self, connection: ServerConnection, request: Request) -> Response | None:
-        if self._services.sockets_before_login < self._services.settings.sockets_before_login:
-            return None
-        response = connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "busy: too many logins at once\n")
-        # At random, so that those who came together do not come again together.
-        seconds = random.uniform(limits.RETRY_AFTER_SMALLEST_SECONDS, limits.RETRY_AFTER_LARGEST_SECONDS)  # noqa: S311
-        response.headers["Retry-After"] = str(round(seconds))
-        return response
 
     async def _pass_pokes_on(self) -> None:
         services = self._services
@@ -128,18 +120,6 @@ class HubServer:
             for socket in services.sockets.values():
                 if socket.terminal is not None and socket.terminal.account_id in changed:
                     socket.devices_changed()
-
-
-def _tls_context(settings: Settings) -> ssl.SSLContext | None:
-    if not settings.encrypted:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_cert_chain(settings.tls_cert, settings.tls_key)
-    except (OSError, ssl.SSLError) as error:
-        raise UnavailableError(f"The TLS certificate or key cannot be used: {error}.") from None
-    return context
 
 
 def _names_of(settings: Settings, port: int) -> frozenset[str]:

@@ -13,11 +13,10 @@ from collections import deque
 from collections.abc import Coroutine
 from typing import Any, Final
 
-from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
 from hub import session as brain
-from hub.accounts import Accounts, device_row
+from hub.accounts import Accounts
 from hub.config import Settings
 from hub.deliveries import Deliveries
 from hub.delivery import Delivery
@@ -26,6 +25,7 @@ from hub.fairness import Bucket, FairRoom, SharedBandwidth
 from hub.objects import Objects
 from hub.pokes import Pokes
 from hub.presence import Presence
+from hub.reception import TerminalConnection
 from hub.records import Owed, Terminal
 from hub.requests import Requests
 from hub.syncs import SYNCS_TOLD_AT_ONCE, Syncs
@@ -34,7 +34,6 @@ from protocol import codec, limits, messages
 from protocol.errors import BadDataError, LockstepError, ProtocolError, UnavailableError
 from protocol.keys import SigningKey
 from protocol.life import FINAL, State
-from protocol.liveness import Liveness
 from protocol.messages import Message, TargetRow
 
 log: Final = logging.getLogger("lockstep.hub")
@@ -42,7 +41,6 @@ log: Final = logging.getLogger("lockstep.hub")
 CLOSE_TOO_SLOW: Final = 4002
 COUNT_SENT_EVERY_BYTES: Final = 8 * limits.MIB
 LOGGED: Final = FINAL | {State.ASKING, State.POSTPONED}
-CLOSE_SECONDS: Final = 2.0
 # The close codes the library itself sends (RFC 6455 section 7.4.1).
 _LIBRARY_CLOSES: Final = frozenset({1002, 1007, 1009})
 
@@ -75,7 +73,6 @@ class Services:
         self.requests = Requests(accounts, syncs, presence)
         self.devices = DeviceLists(presence)
         self.sockets: dict[int, TerminalSocket] = {}
-        self.sockets_before_login = 0
         self.frame_room = FairRoom(settings.bytes_in_flight)
         self.transfers = FairRoom(settings.transfers_at_once)
         rate = settings.bandwidth_bytes_per_second
@@ -115,28 +112,6 @@ class _EndedError(Exception):
     """Ends the tasks of one socket together: a task group ends only by an exception."""
 
 
-class TerminalConnection(ServerConnection):
-    """A websockets connection that tells when any byte was heard."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.liveness = Liveness(self.loop.time())
-        self.is_served = False
-
-    def data_received(self, data: bytes) -> None:
-        """Take bytes from the transport."""
-        self.liveness.heard(self.loop.time())
-        super().data_received(data)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The transport is closed. Half a handshake, which the library passes over in silence, gets its line here."""
-        if not self.is_served:
-            peer = self.remote_address
-            answer = f" (HTTP {self.response.status_code})" if self.response else ""
-            log.info("%s opened no WebSocket%s", f"{peer[0]}:{peer[1]}" if peer else "?", answer)
-        super().connection_lost(exc)
-
-
 class TerminalSocket:
     """One live socket."""
 
@@ -161,8 +136,8 @@ class TerminalSocket:
         self._largest_frame_bytes = limits.FRAME_BYTES
         self._again_at: float | None = None
         self.limit_bandwidth(0)
-        peer = connection.remote_address
-        self.address = f"{peer[0]}:{peer[1]}" if peer else "?"
+        self.host = connection.client_host
+        self.address = connection.client_address
 
     @property
     def terminal(self) -> Terminal | None:
@@ -405,7 +380,11 @@ class TerminalSocket:
                 self._closing = action
                 self._wake.set()
             case brain.CheckPassword() | brain.FindTerminal() | brain.Enrol() | brain.Admit():
-                return await self._open(action)
+                self._connection.begin_work()
+                try:
+                    return await self._open(action)
+                finally:
+                    self._connection.end_work()
             case brain.SendDevices(request):
                 assert self.terminal is not None
                 self.devices_revision = self._services.devices.whole_list(self, self.terminal.account_id, request)
@@ -467,9 +446,11 @@ class TerminalSocket:
             self._replace(services.presence.socket_of(admit.terminal.terminal_id))
             raise
         self._replace(
-            services.presence.join(terminal.account_id, device_row(terminal, online=admit.receives), self.number)
+            services.presence.join(
+                terminal.account_id, services.accounts.device_row(terminal, online=admit.receives), self.number
+            )
         )
-        services.sockets_before_login -= 1
+        self._connection.leave_doorway()
         self._connection.protocol.max_message_size = limits.MESSAGE_BYTES
         log.info(
             "%s (%s) of %s connected from %s%s",
@@ -660,7 +641,6 @@ class TerminalSocket:
     async def _leave(self) -> None:
         services = self._services
         if self.terminal is None:
-            services.sockets_before_login -= 1
             return
         me = self._me
         # Presence first: it must not show a terminal as there for ever because the database could not write.
