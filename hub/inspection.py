@@ -1,22 +1,16 @@
 """Reading one foreign installer safely: the file goes to a process with next to no rights, its facts come back.
 
 Whatever that process does (crash, fill its memory, loop, answer nonsense, never end) is a refusal with its own sentence
-here, and the hub goes on. It is always killed and reaped, also when whoever asked has gone. `hub/inspectors/worker.py`
-is the other half and says what it may not do. It gets no path, only the file itself, open for reading.
+here, and the hub goes on. It is always killed and reaped, also when whoever asked has gone (`scanner/child.py`).
+`hub/inspectors/worker.py` is the other half. It gets no path, only the file itself, open for reading.
 """
 
 import asyncio
 import errno
-import os
-import selectors
-import signal
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import BinaryIO, Final, TypeVar
 
@@ -25,21 +19,15 @@ import msgspec
 from hub.inspectors import INSPECTION_FAILED, Inspected, check_facts, open_installer, told_of
 from hub.inspectors.sidecar import SUFFIX
 from hub.inspectors.worker import MEMORY_BYTES, PROCESSOR_SECONDS, Answer
-from protocol.errors import BadFileError, ConflictError, UnavailableError
+from protocol.errors import BadFileError, ConflictError
 from protocol.limits import KIB, MIB
+from scanner.child import ChildFailure, ask_child, python_command
 
 WORKERS: Final = 2
 WALL_SECONDS: Final = 10.0
 ANSWER_BYTES: Final = 256 * KIB
-_LOOK_EVERY_SECONDS: Final = 0.1  # whether whoever asked has gone
-_LOOK_AGAIN_SECONDS: Final = 0.002  # whether a worker that has said all has ended: it does so at once
 _NO_SUCH_FILE: Final = (errno.ENOENT, errno.ENAMETOOLONG)  # a name may have no room for what is put behind it
-_END_SECONDS: Final = 5.0  # one that waits for a broken disk ends when the disk answers
 
-# `site` is left out and the paths are handed over: that halves the start, and the worker imports what the hub imports.
-_PROGRAM: Final = (
-    "import gc, sys; gc.disable(); sys.path[:] = sys.argv[1:-2]; from hub.inspectors.worker import main; main()"
-)
 # Threads of their own, each with one worker: asyncio's own child processes never end when their start is cancelled.
 _THREADS: Final = ThreadPoolExecutor(WORKERS, thread_name_prefix="inspection")
 
@@ -79,9 +67,7 @@ def _inspect(path: Path, name: str, gone: threading.Event) -> Inspected:
 
 def worker_command(name: str, sidecar: int | None = None) -> list[str]:
     """Return the command that reads an installer called `name` from its standard input, its sidecar from `sidecar`."""
-    paths = [str(Path(entry).absolute()) for entry in sys.path]
-    beside = "" if sidecar is None else str(sidecar)
-    return [sys.executable, "-I", "-S", "-X", "utf8", "-c", _PROGRAM, *paths, beside, name]
+    return python_command("hub.inspectors.worker", "" if sidecar is None else str(sidecar), name)
 
 
 def ask_worker(
@@ -96,37 +82,11 @@ def ask_worker(
 
     Raises BadFileError, code `inspection-failed`, when it does not end well within `seconds` or `gone` is set.
     """
-    deadline = time.monotonic() + seconds
-    process = _start(command, installer, () if sidecar is None else (sidecar,))
+    beside = () if sidecar is None else (sidecar,)
     try:
-        answer = _read(process, deadline, gone or threading.Event())
-        status = _wait(process, deadline)
-    except subprocess.TimeoutExpired:
-        raise _failed(f"it was not read within {seconds:g} s.") from None
-    finally:
-        _end(process)
-    if status != 0:
-        raise _failed(_words(status))
-    return answer
-
-
-def _start(command: Sequence[str], installer: int, descriptors: tuple[int, ...]) -> subprocess.Popen[bytes]:
-    try:
-        return subprocess.Popen(
-            command,
-            bufsize=0,
-            stdin=installer,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            pass_fds=descriptors,
-            cwd="/",
-            env={},
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise UnavailableError(
-            f"The process that reads installers cannot be started ({error.strerror}).", hint="Try again later."
-        ) from error
+        return ask_child(command, installer, beside, seconds=seconds, answer_bytes=ANSWER_BYTES, gone=gone)
+    except ChildFailure as failure:
+        raise _failed(_words(failure, seconds)) from None
 
 
 def _sidecar(path: Path) -> AbstractContextManager[BinaryIO | None]:
@@ -139,48 +99,6 @@ def _sidecar(path: Path) -> AbstractContextManager[BinaryIO | None]:
             if error.errno in _NO_SUCH_FILE:
                 return nullcontext()
             raise
-
-
-def _read(process: subprocess.Popen[bytes], deadline: float, gone: threading.Event) -> bytes:
-    """Return all the worker writes until it closes its output. Raises TimeoutExpired and BadFileError."""
-    assert process.stdout is not None
-    received = bytearray()
-    with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
-        while time.monotonic() < deadline and not gone.is_set():
-            if not selector.select(_LOOK_EVERY_SECONDS):
-                continue
-            part = os.read(process.stdout.fileno(), 64 * KIB)
-            received += part
-            if not part:
-                return bytes(received)
-            if len(received) > ANSWER_BYTES:
-                raise _failed(f"its reader's answer has more than {ANSWER_BYTES} bytes.")
-    raise subprocess.TimeoutExpired(process.args, 0)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill the worker and all it may have started, and see it off."""
-    if process.poll() is None:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        with suppress(subprocess.TimeoutExpired):
-            _wait(process, time.monotonic() + _END_SECONDS)
-    if process.stdout is not None:
-        process.stdout.close()
-
-
-def _wait(process: subprocess.Popen[bytes], deadline: float) -> int:
-    """Return the exit status. Raises TimeoutExpired.
-
-    Not `Popen.wait`: it sleeps until a moment it has reckoned, which fails where the clock steps meanwhile.
-    """
-    with selectors.DefaultSelector() as pause:
-        while (status := process.poll()) is None:
-            if time.monotonic() >= deadline:
-                raise subprocess.TimeoutExpired(process.args, 0)
-            pause.select(_LOOK_AGAIN_SECONDS)
-    return status
 
 
 def found_in(answer: bytes) -> Inspected:
@@ -196,13 +114,18 @@ def found_in(answer: bytes) -> Inspected:
     return told.found
 
 
-def _words(status: int) -> str:
-    """Say what became of a worker that did not end with exit code 0."""
-    if status == -signal.SIGXCPU:
-        return f"it cannot be read within {PROCESSOR_SECONDS} s of processor time."
-    if status < 0:
-        return f"its reader crashed ({signal.Signals(-status).name})."
-    return f"its reader failed (exit code {status}; {MEMORY_BYTES // MIB} MiB of memory were allowed)."
+def _words(failure: ChildFailure, seconds: float) -> str:
+    """Say what became of a worker that did not end well."""
+    match failure.why:
+        case "time":
+            return f"it was not read within {seconds:g} s."
+        case "processor":
+            return f"it cannot be read within {PROCESSOR_SECONDS} s of processor time."
+        case "answer":
+            return f"its reader's answer has more than {ANSWER_BYTES} bytes."
+        case "signal":
+            return f"its reader crashed ({failure.signal_name})."
+    return f"its reader failed (exit code {failure.status}; {MEMORY_BYTES // MIB} MiB of memory were allowed)."
 
 
 def _failed(message: str) -> BadFileError:

@@ -1,0 +1,120 @@
+"""YARA-X at arm's length: rules are compiled and files scanned in a process with next to no rights.
+
+`scanner/worker.py` is the other half. Nothing here imports the engine. Compiled rules are machine code: they go from
+one worker to another through here, and are read in no other place.
+"""
+
+import tempfile
+import threading
+from importlib.metadata import version
+from math import ceil
+from typing import BinaryIO, Final, TypeVar
+
+import msgspec
+from msgspec import structs
+
+from protocol.errors import UnavailableError, UsageError
+from protocol.limits import KIB, MIB, RULES_BYTES
+from scanner import Compiled, Scanned
+from scanner.child import ChildFailure, ask_child, python_command
+
+ENGINE: Final = f"yara-x {version('yara-x')}"
+NOT_SCANNED: Final = "not-scanned"
+COMPILE_SECONDS: Final = 60.0
+COMPILED_BYTES: Final = 256 * MIB
+ANSWER_BYTES: Final = 256 * KIB
+_WRONG_CHARACTERS: Final = 1_000
+
+T = TypeVar("T")
+
+
+def compile_rules(source: bytes) -> bytes:
+    """Check and compile a rule set and return what `scan` takes. Blocking; raises as `compile_counted` does."""
+    return compile_counted(source).content
+
+
+def compile_counted(source: bytes) -> Compiled:
+    """Check and compile a rule set, and count its rules. Blocking.
+
+    Raises UsageError, with the compiler's words and line, for rules that are wrong or too much; UnavailableError, code
+    `not-scanned`, where the engine does not work here.
+    """
+    if len(source) > RULES_BYTES:
+        raise UsageError(f"The rules have {len(source)} bytes, and at most {RULES_BYTES} are taken.", code="bad-rules")
+    with tempfile.TemporaryFile() as file:
+        file.write(source)
+        file.seek(0)
+        try:
+            answer = _ask(file, "", seconds=COMPILE_SECONDS, answer_bytes=COMPILED_BYTES)
+        except ChildFailure as failure:
+            raise UsageError(
+                f"The rules could not be compiled: {_words(failure, COMPILE_SECONDS)}.",
+                hint="Take fewer or simpler rules.",
+                code="bad-rules",
+            ) from None
+    compiled = _decode(answer, Compiled)
+    if compiled.wrong:
+        wrong = compiled.wrong[:_WRONG_CHARACTERS]
+        raise UsageError(f"The rules are wrong: {wrong}", hint="Mend or remove that rule.", code="bad-rules")
+    return compiled
+
+
+def scan(file: BinaryIO, name: str, compiled: bytes, *, seconds: float, gone: threading.Event | None = None) -> Scanned:
+    """Scan an open file, which is called `name`, and what is inside it where it is an archive. Blocking.
+
+    Takes at most `seconds` on the clock and of processor time. Raises UnavailableError, code `not-scanned`, with the
+    reason in words, when the engine does not end well, takes longer, or `gone` is set.
+    """
+    with tempfile.TemporaryFile() as rules:
+        rules.write(compiled)
+        rules.seek(0)
+        file.seek(0)
+        try:
+            answer = _ask(file, str(rules.fileno()), seconds=seconds, answer_bytes=ANSWER_BYTES, gone=gone)
+        except ChildFailure as failure:
+            raise _failed(_words(failure, seconds)) from None
+    scanned = _decode(answer, Scanned)
+    findings = tuple(structs.replace(one, where=_where(name, one.where)) for one in scanned.findings)
+    return structs.replace(scanned, findings=findings)
+
+
+def _ask(
+    file: BinaryIO, rules: str, *, seconds: float, answer_bytes: int, gone: threading.Event | None = None
+) -> bytes:
+    file.flush()
+    return ask_child(
+        python_command("scanner.worker", str(ceil(seconds)), rules),
+        file.fileno(),
+        (int(rules),) if rules else (),
+        seconds=seconds,
+        answer_bytes=answer_bytes,
+        gone=gone,
+    )
+
+
+def _decode(answer: bytes, kind: type[T]) -> T:
+    """Return the worker's answer, which is as little to be trusted as what it has read."""
+    try:
+        return msgspec.msgpack.decode(answer, type=kind)
+    except msgspec.DecodeError:
+        raise _failed("its answer makes no sense") from None
+
+
+def _words(failure: ChildFailure, seconds: float) -> str:
+    """Say what became of a worker that did not end well."""
+    match failure.why:
+        case "time" | "processor":
+            return f"it was not done within {seconds:g} s"
+        case "answer":
+            return "its answer is too long"
+        case "signal":
+            return f"it crashed ({failure.signal_name})"
+    return f"it failed (exit code {failure.status}), as it does when it needs more memory than it may have"
+
+
+def _failed(words: str) -> UnavailableError:
+    return UnavailableError(f"{ENGINE}: {words}.", hint="It is tried again.", code=NOT_SCANNED)
+
+
+def _where(name: str, inside: str) -> str:
+    return f"{name}: {inside}" if inside else name
