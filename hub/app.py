@@ -7,7 +7,7 @@ The data folder holds everything: `hub.lock` (held while anything uses the folde
 import fcntl
 import os
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -41,6 +41,7 @@ class Hub:
 
     def __init__(self, settings: Settings, store: Store, hub_key: SigningKey) -> None:
         self.settings = settings
+        self.reload: list[Callable[[], None]] = []  # called at SIGHUP; each raises LockstepError and keeps what it had
         self.store = store
         self.hub_key = hub_key
         self.audit = AuditLog(store, hub_key)
@@ -116,6 +117,7 @@ async def serve_hub(hub: Hub) -> AsyncIterator[HubServer]:
     )
     server = HubServer(services)
     await server.start()
+    hub.reload.append(server.reception.reload)
     reaper = Reaper(hub.deliveries, hub.pokes, hub.presence, hub.uploads)
     try:
         scrubbing = scrubbing_weekly(hub.store, hub.objects, hub.settings.data_folder, hub.audit)

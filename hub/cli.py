@@ -23,6 +23,7 @@ from hub.accountcommands import account, device
 from hub.asking import match
 from hub.auditing import audit
 from hub.commandline import ask_hub, data_option, json_option, run, show
+from hub.configuring import config
 from hub.inspecting import inspect
 from hub.publishing import catalogue, publish
 from protocol.errors import ConflictError, LockstepError, UsageError
@@ -111,7 +112,7 @@ def main() -> None:
 @click.option("--tls-cert", help="Certificate chain (PEM); serves wss://.")
 @click.option("--tls-key", help="Private key (PEM).")
 def serve(config_file: Path | None, **flags: Any) -> None:
-    """Run the hub until SIGTERM or SIGINT."""
+    """Run the hub until SIGTERM or SIGINT. At SIGHUP it reads its TLS files again."""
     from hub.config import load_settings
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S")
@@ -145,7 +146,10 @@ async def _serve(settings: Any) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    reload: list[Callable[[], None]] = []
+    loop.add_signal_handler(signal.SIGHUP, _reload, reload)  # empty at first: a hub that starts reads everything anew
     async with open_hub(settings) as hub, serve_hub(hub) as server, serve_admin(hub):
+        reload += hub.reload
         host, _ = settings.address
         scheme = "wss" if settings.encrypted else "ws"
         shown = f"[{host}]" if ":" in host else host
@@ -154,6 +158,15 @@ async def _serve(settings: Any) -> None:
         sys.stdout.flush()
         await _until_stopped(stop, hub.store.failed())
         click.echo("lockstep-hub is stopping; what is owed is kept.")
+
+
+def _reload(reload: list[Callable[[], None]]) -> None:
+    """Read again what may have changed while the hub runs; what cannot be used is told, and the old is kept."""
+    for one in reload:
+        try:
+            one()
+        except LockstepError as error:
+            logging.getLogger("lockstep.hub").error("%s What there was before is kept.", error)
 
 
 async def _until_stopped(stop: asyncio.Event, disk_failure: Coroutine[Any, Any, LockstepError]) -> None:
@@ -175,6 +188,7 @@ async def _until_stopped(stop: asyncio.Event, disk_failure: Coroutine[Any, Any, 
 
 main.add_command(account)
 main.add_command(device)
+main.add_command(config)
 main.add_command(publish)
 main.add_command(inspect)
 main.add_command(catalogue)

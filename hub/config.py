@@ -7,6 +7,7 @@ capitals. `docs/operations.md` lists every setting, and a test holds the two tog
 import difflib
 import ipaddress
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -78,18 +79,30 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+_IN_ADDRESS: Final = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/@\s]*@", re.IGNORECASE)
 # In the environment the items of these are parted by commas.
 _LISTS: Final = frozenset(name for name in Settings.__struct_fields__ if isinstance(getattr(Settings(), name), tuple))
 
 
 def load_settings(file: Path | None, flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Settings:
     """Merge the file, the environment and the flags that are not None. Raises UsageError naming what is wrong."""
+    return load_with_sources(file, flags, environment)[0]
+
+
+def load_with_sources(
+    file: Path | None, flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ
+) -> tuple[Settings, dict[str, str]]:
+    """Return the settings as `load_settings` does, and by name where each came from that is not the default."""
     merged = _read_file(file) if file else {}
+    sources = dict.fromkeys(merged, str(file))
     for variable, text in environment.items():
         if variable.startswith(ENVIRONMENT_PREFIX) and text:
             name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
             merged[name] = text.split(",") if name in _LISTS else text
-    merged.update({name: value for name, value in flags.items() if value not in (None, ())})
+            sources[name] = variable
+    given = {name: value for name, value in flags.items() if value not in (None, ())}
+    merged.update(given)
+    sources |= {name: "--" + name.removesuffix("s" if name in _LISTS else "").replace("_", "-") for name in given}
     _check_names(merged)
     try:
         settings = msgspec.convert(merged, Settings, strict=False)
@@ -97,7 +110,14 @@ def load_settings(file: Path | None, flags: Mapping[str, Any], environment: Mapp
         what, _, where = str(error).partition(" - at `$.")
         raise UsageError(f"The setting {where.rstrip('`')} is wrong: {what}.") from None
     _check(settings)
-    return settings
+    return settings, sources
+
+
+def shown(value: Any) -> Any:
+    """Return a setting's value as it may be shown: a user and a password in an address are left out."""
+    if isinstance(value, tuple):
+        return [shown(item) for item in value]
+    return _IN_ADDRESS.sub(r"\1...@", value) if isinstance(value, str) else value
 
 
 def _read_file(file: Path) -> dict[str, Any]:

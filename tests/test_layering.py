@@ -107,6 +107,7 @@ ORDER: Final = (
     "hub.demo",
     "hub.demo.run",
     "hub.commandline",
+    "hub.configuring",
     "hub.accountcommands",
     "hub.watch",
     "hub.publishing",
@@ -173,7 +174,8 @@ LIBRARIES: Final[dict[str, tuple[str, ...]]] = {
         "terminal.client", "terminal.simulated",
     ),
     "click": (
-        "hub.cli", "hub.commandline", "hub.accountcommands", "hub.publishing", "hub.inspecting", "hub.asking", "hub.auditing",
+        "hub.cli", "hub.commandline", "hub.accountcommands", "hub.configuring",
+        "hub.publishing", "hub.inspecting", "hub.asking", "hub.auditing",
         "terminal.approving", "terminal.cli", "terminal.deciding", "terminal.loggingin", "terminal.place", "terminal.publishing", "terminal.simulator",
         "terminal.watching",
     ),
