@@ -26,7 +26,7 @@ from protocol.device import DeviceInfo
 from protocol.errors import BadFileError, NotLoggedInError, RefusedError, UsageError
 from protocol.keys import SealingKey, SigningKey, fingerprint
 from protocol.life import DELIVERY_SECONDS
-from protocol.messages import DeviceRow, InstalledProgram, Offer, Standing, State
+from protocol.messages import DeviceRow, InstalledProgram, Offer, PostureReport, Standing, State
 from terminal.consent import InboxEntry, Preferences
 
 FILE_BYTES: Final = 16 * 1024 * 1024
@@ -96,12 +96,20 @@ class Mark(Struct, frozen=True, kw_only=True):
     running: bool = True
 
 
+class SavedPosture(Struct, frozen=True, kw_only=True):
+    """The last report on this terminal's programs, and whether it was said to the hub."""
+
+    report: PostureReport
+    told: bool
+
+
 class StateFolder:
     """The folder of one terminal; created when it is not there. Raises UsageError when it cannot be used."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
-        missing = [folder for folder in (self.path, self.downloads, self.installed, self._marks) if not folder.is_dir()]
+        needed = (self.path, self.downloads, self.installed, self.rules, self._marks)
+        missing = [folder for folder in needed if not folder.is_dir()]
         try:
             for folder in missing:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -132,6 +140,11 @@ class StateFolder:
     def installed(self) -> Path:
         """Verified installers, each named by its digest in hex."""
         return self.path / "installed"
+
+    @property
+    def rules(self) -> Path:
+        """Rule sets of the hub's, each named by its digest in hex: the one in use, and one that has just come."""
+        return self.path / "rules"
 
     @property
     def _marks(self) -> Path:
@@ -201,6 +214,14 @@ class StateFolder:
             self._remove("standing.json")
         else:
             self._write("standing.json", standing)
+
+    def posture(self) -> SavedPosture | None:
+        """Return the last report on this terminal's programs. Raises BadFileError."""
+        return self._read("posture.json", SavedPosture)
+
+    def save_posture(self, posture: SavedPosture) -> None:
+        """Keep a report."""
+        self._write("posture.json", posture)
 
     # --- the lock -----------------------------------------------------------------------------------------------------
 
@@ -413,6 +434,7 @@ _CAN_DO_WITHOUT: Final[dict[str, type]] = {
     "devices.json": SavedDevices,
     "device.json": DeviceInfo,
     "standing.json": Standing,
+    "posture.json": SavedPosture,
 }
 
 

@@ -12,10 +12,10 @@ from protocol.errors import UsageError
 from terminal.installers.apk import SimulatedRunner
 from terminal.installers.command import CommandRunner
 from terminal.installers.deb import DebRunner
-from terminal.installers.tasks import InstallResult, InstallTask, Runner, RunnerSettings
+from terminal.installers.tasks import InstallResult, InstallTask, KnowsFiles, Runner, RunnerSettings
 from terminal.installers.wheel import WheelRunner
 
-__all__ = ["InstallResult", "InstallTask", "Runner", "RunnerSettings", "build_runners"]
+__all__ = ["InstallResult", "InstallTask", "KnowsFiles", "Runner", "RunnerSettings", "build_runners"]
 
 
 def build_runners(

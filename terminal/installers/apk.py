@@ -41,6 +41,16 @@ class SimulatedRunner:
         self._kind = kind
         self._file_name = f"base.{kind}"
 
+    @property
+    def private_root(self) -> Path:
+        """The folder of applications."""
+        return self._applications
+
+    def files_of(self, package_name: str) -> tuple[Path, ...]:
+        """Return the one file of an application."""
+        check_package_name(self._kind, package_name)
+        return (self._applications / package_name / self._file_name,)
+
     async def install(self, task: InstallTask) -> InstallResult:
         """Copy the file, write the list, and confirm by reading it again."""
         return await settle(self._install(task))

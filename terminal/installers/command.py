@@ -15,6 +15,7 @@ from typing import Final
 from protocol import limits
 from protocol.device import InstallerKind
 from protocol.errors import UnavailableError
+from terminal.installers.listing import listed_files
 from terminal.installers.programs import ASK_SECONDS, ENVIRONMENT, require_success, run_program, runner_lock
 from terminal.installers.tasks import InstallResult, InstallTask, RunnerSettings, check_package_name, confirm, settle
 
@@ -30,6 +31,15 @@ class CommandRunner:
         self._kind = kind
         self._settings = settings
         self._lock_file = folder / f"{kind}.lock"
+
+    @property
+    def private_root(self) -> None:
+        """Nobody but the owner knows where the command puts things."""
+        return None
+
+    def files_of(self, package_name: str) -> tuple[Path, ...]:
+        """Return what dpkg or rpm lists for a package of theirs, else nothing. Raises UnavailableError."""
+        return listed_files(self._kind, package_name)
 
     async def install(self, task: InstallTask) -> InstallResult:
         """Run the command, then the check command if there is one."""

@@ -15,6 +15,7 @@ from typing import BinaryIO, Final, TypeVar
 
 from protocol.errors import BadDataError, RefusedError, UnavailableError, UsageError
 from terminal.installers import debarchive, programs
+from terminal.installers.listing import listed_files
 from terminal.installers.programs import ASK_SECONDS, ENVIRONMENT, require_success, run_program, runner_lock
 from terminal.installers.tasks import InstallResult, InstallTask, RunnerSettings, check_package_name, confirm, settle
 
@@ -46,6 +47,15 @@ class DebRunner:
     @property
     def _is_system(self) -> bool:
         return self._root == Path("/")
+
+    @property
+    def private_root(self) -> Path | None:
+        """The private root; None where debs go into the system."""
+        return None if self._is_system else self._root
+
+    def files_of(self, package_name: str) -> tuple[Path, ...]:
+        """Return what dpkg-query lists. Raises UnavailableError."""
+        return listed_files("deb", package_name, self._root)
 
     async def install(self, task: InstallTask) -> InstallResult:
         """Install one deb and confirm it with dpkg-query."""

@@ -8,7 +8,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final, Protocol
+from typing import Annotated, Final, Protocol, runtime_checkable
 
 from msgspec import Meta, Struct
 
@@ -74,6 +74,21 @@ class Runner(Protocol):
 
         Waits for an installation that is still running, even one an earlier process of this terminal started. Raises
         UnavailableError (code `outcome-unknown`) when the system cannot be asked, BadFileError for a malformed name.
+        """
+
+
+@runtime_checkable
+class KnowsFiles(Protocol):
+    """A runner that can say where the files of what it has installed lie."""
+
+    @property
+    def private_root(self) -> Path | None:
+        """The folder that holds its programs and nothing else, or None when they lie among the system's files."""
+
+    def files_of(self, package_name: str) -> tuple[Path, ...]:
+        """Return the files of a package, as far as its own list knows them; folders may be among them.
+
+        Blocking. Raises LockstepError and OSError when nobody can say.
         """
 
 

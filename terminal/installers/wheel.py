@@ -6,6 +6,7 @@ does it when they are first used, and a small wheel is in place within a second.
 """
 
 import asyncio
+import csv
 import importlib.util
 import os
 import shutil
@@ -36,6 +37,20 @@ class WheelRunner:
         self._environment = Path(folder, settings.root or "wheel-environment").resolve()
         self._seconds = settings.timeout_seconds
         self._lock_file = folder / "wheel.lock"
+
+    @property
+    def private_root(self) -> Path:
+        """The environment."""
+        return self._environment
+
+    def files_of(self, package_name: str) -> tuple[Path, ...]:
+        """Return what the wheel's RECORD in the environment lists. Raises OSError and UnavailableError."""
+        found = self._find(package_name)
+        try:
+            listed = (found.files if found else None) or ()
+            return tuple(Path(os.path.normpath(str(file.locate()))) for file in listed)
+        except (ValueError, csv.Error) as error:
+            raise UnavailableError(f"The files of {package_name} cannot be listed: {error}.") from None
 
     async def install(self, task: InstallTask) -> InstallResult:
         """Install one wheel and confirm it by the metadata the environment then has."""
