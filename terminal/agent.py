@@ -42,9 +42,10 @@ async def run_agent(
     (end the process at once: the next start finds out how it ended) or to cancel with its task.
 
     `on_event(kind, sentence)` tells what happens; kinds are "connected", "reconnecting", "delivery", "asking",
-    "withdrawn" and "damaged". A lost connection is made again. Raises, when what installs has ended, RefusedError when
-    the hub will not have this terminal (`replaced`, `hub-key-changed`, ...), its disk has failed or another process
-    holds the folder, NotLoggedInError before the first login, UsageError and BadFileError.
+    "withdrawn", "standing" and "damaged". A lost connection is made again; while the account is disabled it is tried
+    once a minute or so. Raises, when what installs has ended, RefusedError when the hub will not have this terminal
+    (`replaced`, `revoked`, `hub-key-changed`, ...), its disk has failed or another process holds the folder,
+    NotLoggedInError before the first login, UsageError and BadFileError.
     """
     with folder.lock():
         for file in folder.set_aside_damaged():
@@ -267,8 +268,12 @@ class Agent:
 
 
 def _may_pass(error: LockstepError) -> bool:
-    """Return whether trying again may mend `error`; a full disk and a fault at the hub do not end an agent."""
-    return error.code == "state-folder" or not isinstance(error, (RefusedError, UsageError, BadFileError))
+    """Return whether trying again may mend `error`; a full disk and a fault at the hub do not end an agent.
+
+    Nor does an account that is disabled: its terminals are not at hand when it is enabled again.
+    """
+    passes = error.code in ("state-folder", "account-disabled")
+    return passes or not isinstance(error, (RefusedError, UsageError, BadFileError))
 
 
 def back_off() -> Iterator[float]:
@@ -287,5 +292,7 @@ def wait_seconds(error: LockstepError, delays: Iterator[float]) -> float:
     """
     if error.code == "restarting":
         return random.uniform(0.0, limits.RESTART_SPREAD_SECONDS)  # noqa: S311 - only spreads the load
+    if error.code == "account-disabled":
+        return random.uniform(0.5, 1.0) * limits.RECONNECT_LARGEST_SECONDS  # noqa: S311 - only spreads the load
     least_seconds = error.retry_after_seconds if isinstance(error, UnavailableError) else 0.0
     return least_seconds + next(delays)

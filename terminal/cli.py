@@ -14,13 +14,12 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
 
-from protocol.errors import BadFileError, ConflictError, LockstepError
-from terminal import deciding, publishing
+from protocol.errors import BadFileError, LockstepError
+from terminal import approving, deciding, loggingin, publishing
 from terminal.place import (
     Place,
     common_options,
@@ -28,7 +27,6 @@ from terminal.place import (
     local_device,
     print_json,
     print_table,
-    read_password,
     stopped_by_signals,
 )
 from terminal.simulator import simulate
@@ -38,7 +36,7 @@ if TYPE_CHECKING:
     from protocol.messages import TargetRow
     from terminal.client import Client, SyncWatch
     from terminal.installers import Runner, RunnerSettings
-    from terminal.state import Identity, StateFolder
+    from terminal.state import StateFolder
     from terminal.targets import Choice
 
 PROGRAM_NAME: Final = "lockstep-terminal"
@@ -71,100 +69,6 @@ def _print_version(context: click.Context, _parameter: click.Parameter, asked: b
 )
 def commands() -> None:
     """Keep the applications on all your devices in step."""
-
-
-@commands.command()
-@click.argument("url")
-@click.option("--account", required=True, metavar="NAME", help="The account this device joins.")
-@click.option("--password-stdin", is_flag=True, help="Read the password from the first line of standard input.")
-@click.option("--name", metavar="NAME", help="What the other devices call this one.  [default: the host name]")
-@click.option(
-    "--device",
-    "device_file",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    metavar="FILE",
-    help="TOML file that says what kind of device this is, where detection is wrong.",
-)
-@click.option("--insecure-lan", is_flag=True, help="Allow ws:// to a hub in the local network: nothing is encrypted.")
-@click.option(
-    "--ca-file",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    metavar="FILE",
-    help="Certificates (PEM) to trust for wss:// in place of the system's.",
-)
-@click.option(
-    "--replace",
-    is_flag=True,
-    help="Log in here although this device is logged in elsewhere, or the hub has another key.",
-)
-@common_options
-def login(
-    place: Place,
-    url: str,
-    account: str,
-    password_stdin: bool,
-    name: str | None,
-    device_file: Path | None,
-    insecure_lan: bool,
-    ca_file: Path | None,
-    replace: bool,
-) -> int:
-    """Make this device a terminal of an account at the hub at URL.
-
-    The password is used once and not kept: afterwards this device proves itself with its own key.
-    """
-    from terminal.client import enrol
-    from terminal.dialling import show_url
-
-    folder = place.folder()
-    _refuse_other_login(folder, url, account, replace)
-    device, settings = local_device(folder, device_file)
-    _runners(folder, device, settings)  # what `run` would refuse is refused now
-    described = device_file.read_bytes() if device_file else b""
-    password = read_password(password_stdin)
-    identity = asyncio.run(
-        enrol(
-            folder,
-            url,
-            account=account,
-            password=password,
-            name=name or _host_name(),
-            device=device,
-            insecure_lan=insecure_lan,
-            ca_file=ca_file,
-            replace=replace,
-        )
-    )
-    if device_file:
-        folder.save_device_file(described)
-    place.show(
-        _login_facts(identity), f"Logged in to {show_url(url)} as {identity.name}, terminal {identity.terminal}."
-    )
-    return 0
-
-
-def _login_facts(identity: "Identity | None") -> dict[str, str | None]:
-    return {field: getattr(identity, field, None) for field in ("terminal", "name", "account", "url")}
-
-
-def _refuse_other_login(folder: "StateFolder", url: str, account: str, replace: bool) -> None:
-    if replace or not folder.has_identity():
-        return
-    known = folder.identity()
-    if (known.url.rstrip("/"), known.account) != (url.rstrip("/"), account):
-        raise ConflictError(
-            f"This device is logged in to {known.url} as {known.name} of account {known.account}.",
-            hint="Add --replace to log in elsewhere instead, or give another --state folder.",
-            code="already-logged-in",
-        )
-
-
-def _host_name() -> str:
-    import socket
-
-    from protocol.limits import NAME_CHARACTERS
-
-    return socket.gethostname()[:NAME_CHARACTERS] or "unnamed"
 
 
 @commands.command()
@@ -250,8 +154,9 @@ _to_option = click.option(
     "--to",
     multiple=True,
     required=True,
-    metavar="NAME|ID|all",
-    help="A target, or several parted by commas; may be given again. all: every other that has ever received.",
+    metavar="NAME|ID|tag:TAG|all",
+    help="A target, or several parted by commas; may be given again. all: every other that has ever received; "
+    "tag:TAG: every other with that tag.",
 )
 _timeout_option = click.option(
     "--timeout",
@@ -310,7 +215,7 @@ def _show_plan(rows: "Sequence[TargetRow]", *, everything: bool = False) -> None
 async def _choice(client: "Client", to: tuple[str, ...]) -> "Choice":
     from terminal.targets import choose_targets
 
-    return choose_targets(to, await client.devices())
+    return choose_targets(to, await client.devices(), client.identity.terminal)
 
 
 @commands.command()
@@ -445,7 +350,7 @@ def show(place: Place) -> int:
 
     folder = place.folder()
     identity = folder.identity() if folder.has_identity() else None
-    facts = {**_login_facts(identity), "state_folder": str(folder.path)}
+    facts = {**loggingin.login_facts(identity), "state_folder": str(folder.path)}
     info = local_device(folder)[0]
     place.show({**facts, "device": info}, facts_table({**facts, **document(info)}))
     return 0
@@ -472,6 +377,10 @@ def _now() -> datetime:
 
 
 for _command in (
+    loggingin.login,
+    loggingin.status,
+    approving.approve,
+    approving.revoke,
     deciding.inbox,
     deciding.accept,
     deciding.decline,

@@ -18,7 +18,7 @@ from typing import Final, TypeVar
 from msgspec import structs
 from websockets.exceptions import WebSocketException
 
-from protocol import codec, keys, life, limits, messages
+from protocol import codec, life, messages
 from protocol.device import DeviceInfo
 from protocol.errors import LockstepError, ProtocolError, RefusedError, UsageError
 from protocol.messages import (
@@ -27,6 +27,7 @@ from protocol.messages import (
     DeviceRow,
     LocalRequest,
     Message,
+    PairingResult,
     ProgramRow,
     Publish,
     PublishAccepted,
@@ -37,11 +38,11 @@ from protocol.messages import (
 )
 from terminal.agent import back_off
 from terminal.connection import address_of, connected, login_of
-from terminal.dialling import HubSocket, parse_address
+from terminal.enrolling import check_name
+from terminal.enrolling import enrol as enrol  # a part of the public API of a terminal
 from terminal.inbox import answer_alone
 from terminal.link import Link
 from terminal.localsocket import LocalSocket, local_link
-from terminal.session import Enrolling
 from terminal.state import Identity, StateFolder
 from terminal.uploads import InstallerFile, Tell, UploadWatch, is_passing, read_installer, send, tell_nobody
 
@@ -53,59 +54,6 @@ RESUME_SECONDS: Final = 120.0
 RESUME_EVERY_SECONDS: Final = 5.0
 
 Answer = TypeVar("Answer", bound=Message)
-
-
-async def enrol(
-    folder: StateFolder,
-    url: str,
-    *,
-    account: str,
-    password: str,
-    name: str,
-    device: DeviceInfo,
-    insecure_lan: bool = False,
-    ca_file: Path | None = None,
-    replace: bool = False,
-    socket_class: type[HubSocket] = HubSocket,
-) -> Identity:
-    """Make this device a terminal of `account` at the hub at `url`, and keep who it is in `folder`.
-
-    The same device and account give the same terminal again. A hub it enrolled at before has to be the same still,
-    before it is told the password, unless `replace` says that it need not.
-
-    Raises UsageError for a bad URL, RefusedError for a wrong password, a folder in use or another hub, UnavailableError
-    when the hub cannot be reached.
-    """
-    address = parse_address(url, insecure_lan=insecure_lan, ca_file=ca_file)
-    check_name(name, "name")
-    check_name(account, "name of an account")
-    with folder.lock():
-        seeds = folder.seeds(account)
-        opening = Enrolling(
-            account=account,
-            password=password,
-            name=name,
-            device=device,
-            signing_key=keys.SigningKey(seeds.device_seed),
-            sealing_key=keys.SealingKey(seeds.sealing_seed).public,
-            host=address.host,
-            port=address.port,
-            hub_key=folder.identity().hub_key if folder.has_identity() and not replace else b"",
-        )
-        async with connected(address, opening, folder, socket_class=socket_class) as connection:
-            identity = Identity(
-                url=url,
-                account=connection.welcome.account,
-                terminal=connection.welcome.terminal,
-                name=connection.welcome.name,
-                hub_key=connection.hub_key,
-                device_seed=seeds.device_seed,
-                sealing_seed=seeds.sealing_seed,
-                insecure_lan=insecure_lan,
-                ca_file=str(ca_file.absolute()) if ca_file else "",
-            )
-        _keep(folder, identity, device)
-        return identity
 
 
 @asynccontextmanager
@@ -300,6 +248,19 @@ class Client:
         finally:
             link.leave(watch)
 
+    async def pairing(self, code: str) -> PairingResult:
+        """Return the device that shows `code`. Raises UnknownNameError when none does, RefusedError (`not-allowed`)."""
+        return (await self._ask(messages.PairingRequest(id=1, code=code), PairingResult))[-1]
+
+    async def approve(self, asks: PairingResult, *, accept: bool = True) -> None:
+        """Make the device that asks a terminal of this account, or turn it away. Raises as `pairing` does."""
+        request = messages.Approve(id=1, code=asks.code, device_key=asks.device_key, accept=accept)
+        await self._ask(request, messages.Done)
+
+    async def revoke(self, terminal: str) -> None:
+        """End `terminal` as a terminal of the account. Raises UnknownNameError, RefusedError (`not-allowed`)."""
+        await self._ask(messages.Revoke(id=1, terminal=terminal), messages.Done)
+
     async def rename(self, name: str) -> None:
         """Give this terminal another name. Raises ConflictError when another device of the account has it."""
         check_name(name, "name")
@@ -453,16 +414,6 @@ class SyncWatch:
             self._take(await self._result(self.sync))
 
 
-def check_name(name: str, what: str) -> None:
-    """Raise UsageError unless `name` can be one; `what` it is comes first in the sentence."""
-    if not name.strip() or len(name) > limits.NAME_CHARACTERS:
-        raise UsageError(
-            f"A {what} has 1 to {limits.NAME_CHARACTERS} characters, not all spaces; {name[:80]!r} is none."
-        )
-    if name != name.encode(errors="replace").decode():
-        raise UsageError(f"The {what} {name!r} is not Unicode.", hint="Give another one.")
-
-
 def _check(asked: Message) -> None:
     """Raise UsageError for what no message can say: the hub would only hang up."""
     try:
@@ -473,15 +424,6 @@ def _check(asked: Message) -> None:
         raise UsageError(
             "A text is not Unicode, so it cannot be sent.", hint="Mend what was asked for; nothing was sent."
         ) from None
-
-
-def _keep(folder: StateFolder, identity: Identity, device: DeviceInfo) -> None:
-    before = folder.identity() if folder.has_identity() else None
-    if before is not None and (before.terminal, before.hub_key) != (identity.terminal, identity.hub_key):
-        folder.clear_reports()
-        folder.save_inbox(())
-    folder.save_device(device)
-    folder.save_identity(identity)
 
 
 async def _joined(folder: StateFolder, stack: AsyncExitStack) -> Link | None:

@@ -83,6 +83,7 @@ class Connection:
         self._folder = folder
         self._on_event = on_event
         self._on_pairing = on_pairing
+        self._logs_in = isinstance(opening, LoggingIn)
         self._welcomed = asyncio.Event()
         self._opening: asyncio.Timeout | None = None  # while the login is waited for
         self._answers: dict[tuple[str, str], asyncio.Future[bool]] = {}  # by delivery and what was said of it
@@ -123,6 +124,7 @@ class Connection:
             for task in self._background:
                 task.cancel()
             self._keep_devices()
+            self._keep_refusal()
 
     async def answer(self, request: LocalRequest) -> AnyMessage:
         """Answer a request of this device: keep what a person decided and tell the hub. Raises as `inbox.decide`.
@@ -230,6 +232,17 @@ class Connection:
         with despite_full_disk():  # the hub says it again at the next login
             self._folder.save_standing(standing)
         self._on_event("standing", standing_words(standing))
+
+    def _keep_refusal(self) -> None:
+        """Keep why the hub will not have this terminal: `status` tells it without the hub."""
+        error = self.link.error
+        if self._logs_in and error is not None and error.code in ("revoked", "account-disabled"):
+            detail, hint = error.message[: limits.TEXT_CHARACTERS], error.hint[: limits.TEXT_CHARACTERS]
+            refused = messages.Standing(
+                may_receive=False, may_initiate=False, reason=error.code, detail=detail, hint=hint
+            )
+            with despite_full_disk():
+                self._folder.save_standing(refused)
 
     async def _ask_devices(self) -> None:
         try:

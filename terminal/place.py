@@ -5,6 +5,7 @@ one JSON document with `--json`. Libraries are imported when they are needed, so
 """
 
 import asyncio
+import contextlib
 import functools
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -136,6 +137,26 @@ def read_password(from_stdin: bool) -> str:
     except UnicodeEncodeError:
         raise UsageError("The password is not Unicode.", hint="Give it in UTF-8.") from None
     return password
+
+
+def read_secret(what: str, file: Path | None, most_characters: int, *, given: str | None = None) -> str:
+    """Return a secret without spaces: `given`, else the first line of `file`, else that of standard input.
+
+    Raises UsageError, which never repeats it.
+    """
+    if given is None:
+        try:
+            with contextlib.ExitStack() as stack:
+                lines = stack.enter_context(file.open(encoding="ascii", errors="replace")) if file else sys.stdin
+                given = lines.readline(most_characters + 2)
+        except OSError as error:
+            raise UsageError(f"The {what} cannot be read from {file}: {error.strerror}.") from None
+    secret = given.strip()
+    if not 0 < len(secret) <= most_characters:
+        raise UsageError(f"The {what} has {len(secret)} characters; it needs 1 to {most_characters}.")
+    if not (secret.isascii() and secret.isprintable()) or " " in secret:
+        raise UsageError(f"The {what} has characters that none has.", hint="Give it as it was shown, on one line.")
+    return secret
 
 
 @contextmanager

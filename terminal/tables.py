@@ -129,13 +129,16 @@ def _why(target: TargetRow) -> str:
 
 
 def devices_table(devices: Iterable[DeviceRow], *, this: str, now: datetime) -> Table:
-    """Return the devices by name; `this` is the terminal id of the one that asks."""
+    """Return the devices by name, tags and standing where there are any; `this` is the id of the one that asks."""
     rows = sorted(devices, key=lambda row: (row.name.casefold(), row.terminal))
-    return Table(
-        columns=("NAME", "ID", "ONLINE", "MODEL", "KIND", "SYSTEM", "ARCHITECTURE", "SCREEN"),
-        rows=tuple(_device_cells(row, this, now) for row in rows),
-        empty="The account has no devices.",
-    )
+    columns = ["NAME", "ID", "ONLINE", "MODEL", "KIND", "SYSTEM", "ARCHITECTURE", "SCREEN", "TAGS", "STANDING"]
+    cells = [_device_cells(row, this, now) for row in rows]
+    for column in ("TAGS", "STANDING"):  # most accounts need neither
+        index = columns.index(column)
+        if not any(row[index] for row in cells):
+            del columns[index]
+            cells = [row[:index] + row[index + 1 :] for row in cells]
+    return Table(columns=tuple(columns), rows=tuple(cells), empty="The account has no devices.")
 
 
 def _device_cells(row: DeviceRow, this: str, now: datetime) -> tuple[str, ...]:
@@ -147,13 +150,16 @@ def _device_cells(row: DeviceRow, this: str, now: datetime) -> tuple[str, ...]:
         "yes" if row.online else seen,
         printable(device.model),
         device.form_factor,
-        _system_words(device),
+        system_words(device),
         ", ".join(device.architectures),
         _screen_words(device),
+        ", ".join(printable(tag) for tag in row.tags),
+        printable(row.standing),
     )
 
 
-def _system_words(device: DeviceInfo) -> str:
+def system_words(device: DeviceInfo) -> str:
+    """Return a device's operating system: "Android 12 (API 31)"."""
     level = f" (API {device.api_level})" if device.api_level else ""
     return f"{OS_TITLES[device.os_type]} {printable(device.os_version)}".rstrip() + level
 

@@ -1,7 +1,8 @@
 """Which devices a person means, how their targets stand, and the exit code that says so to a script.
 
 Pure. A target is named by its terminal id, by its name, or by its name in other letter case, in this order; `all` means
-every other device of the account. `SYNC_EXIT_CODES` and `ERROR_EXIT_CODES` are the two tables every command ends by.
+every other device of the account, `tag:TAG` every other one with that tag. `SYNC_EXIT_CODES` and `ERROR_EXIT_CODES` are
+the two tables every command ends by.
 """
 
 import difflib
@@ -22,6 +23,7 @@ from protocol.life import FINAL, GOOD, State
 from protocol.messages import DeviceRow, TargetRow
 
 EVERYONE: Final = "all"
+TAG: Final = "tag:"
 NEAR_NAMES: Final = 3
 OFFLINE: Final = "offline"
 ITS_TURN: Final = ("", "waiting", "accepted")  # reasons of a target that is queued for its turn alone
@@ -38,8 +40,10 @@ class Choice:
     everyone: bool = False
 
 
-def choose_targets(given: Iterable[str], devices: Sequence[DeviceRow]) -> Choice:
+def choose_targets(given: Iterable[str], devices: Sequence[DeviceRow], this: str = "") -> Choice:
     """Return the devices that the `--to` values in `given` name; each may be a list parted by commas.
+
+    A tag means every device that has it but `this`, the terminal that asks.
 
     Raises UsageError when nothing is named or a name fits several devices, UnknownNameError when it fits none.
     """
@@ -48,7 +52,13 @@ def choose_targets(given: Iterable[str], devices: Sequence[DeviceRow]) -> Choice
         raise UsageError("No target is named.", hint="Say --to NAME, or --to all for every other device.")
     if EVERYONE in names:
         return Choice(everyone=True)
-    return Choice(targets=tuple(dict.fromkeys(_terminal_named(name, devices) for name in names)))
+    return Choice(targets=tuple(dict.fromkeys(found for name in names for found in _terminals(name, devices, this))))
+
+
+def choose_device(given: str, devices: Sequence[DeviceRow]) -> DeviceRow:
+    """Return the one device that `given` names. Raises as `choose_targets` does."""
+    terminal = _terminal_named(given, devices)
+    return next(device for device in devices if device.terminal == terminal)
 
 
 def _names_in(value: str, devices: Sequence[DeviceRow]) -> list[str]:
@@ -56,6 +66,30 @@ def _names_in(value: str, devices: Sequence[DeviceRow]) -> list[str]:
     if value in {device.name for device in devices}:
         return [value]
     return [name.strip() for name in value.split(",") if name.strip()]
+
+
+def _terminals(name: str, devices: Sequence[DeviceRow], this: str) -> list[str]:
+    """Return the ids of the devices that `name` means: a tag's, unless a device is called just so."""
+    if not name.casefold().startswith(TAG) or name in {device.name for device in devices}:
+        return [_terminal_named(name, devices)]
+    tag = name[len(TAG) :].strip().casefold()
+    tagged = [device for device in devices if tag in {one.casefold() for one in device.tags}]
+    if not tagged:
+        raise UnknownNameError(
+            f"There is no device with the tag {name[len(TAG) :].strip()!r}.",
+            near=_near_tags(tag, devices),
+            hint="" if _near_tags(tag, devices) else "`lockstep-terminal devices` shows the tags.",
+            code="unknown-device",
+        )
+    others = [device.terminal for device in tagged if device.terminal != this]
+    if not others:
+        raise UsageError(f"Only this device has the tag {name[len(TAG) :].strip()!r}.", hint="Name another target.")
+    return others
+
+
+def _near_tags(tag: str, devices: Sequence[DeviceRow]) -> tuple[str, ...]:
+    known = {one.casefold(): one for device in devices for one in device.tags}
+    return tuple(f"{TAG}{known[near]}" for near in difflib.get_close_matches(tag, known, n=NEAR_NAMES, cutoff=0.5))
 
 
 def _terminal_named(name: str, devices: Sequence[DeviceRow]) -> str:
@@ -182,5 +216,10 @@ def sync_exit_code(targets: Collection[TargetRow], *, waits: bool = True) -> Exi
 
 
 def error_exit_code(error: LockstepError) -> ExitCode:
-    """Return the exit code for `error`: 5 unknown name, 2 usage, 4 log in first, 6 unreachable, 1 any other."""
+    """Return the exit code for `error`: 5 unknown name, 2 usage, 4 log in first, 6 unreachable, 1 any other.
+
+    7 for a pairing that nobody has answered: the same command asks again.
+    """
+    if error.code == "pairing-expired":
+        return ExitCode.WAITING
     return next((code for kind, code in ERROR_EXIT_CODES if isinstance(error, kind)), ExitCode.FAILED)

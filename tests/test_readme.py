@@ -1,7 +1,7 @@
 """The README's transcripts are true: each command is run as it stands and has to print what the README shows.
 
-Identifiers are random, so any of the same kind will do; a line `...` stands for any lines; the port is replaced by a
-free one. A command that ends in `&` runs until the test ends, and is waited for until it has printed what it should.
+Identifiers and keys are random, so any of the same kind will do; a line `...` stands for any lines; the port is
+replaced by a free one. A command that ends in `&` runs until the test ends, and is waited for until it has printed what it should.
 """
 
 import os
@@ -19,7 +19,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-IDENTIFIER = re.compile(r"\b([a-z])-[2-9a-hjkmnp-z]{10}\b")
+IDENTIFIER = re.compile(r"\b([a-z])-[2-9a-hjkmnp-z]{10}\b|\b(sha256):[0-9a-f]{64}\b")
 COMMAND_SECONDS = 60
 
 
@@ -37,9 +37,9 @@ def transcript(heading: str) -> list[tuple[str, list[str]]]:
 
 def matches(shown: list[str], printed: str) -> bool:
     """Whether `printed` is what is shown, whatever the identifiers and whatever a `...` stands for."""
-    parts = [".*" if line == "..." else re.escape(IDENTIFIER.sub(r"\1-ID", line)) for line in shown]
+    parts = [".*" if line == "..." else re.escape(IDENTIFIER.sub(r"\1\2-ID", line)) for line in shown]
     pattern = "\n".join(parts) + ("\n" if shown else "")
-    return re.fullmatch(pattern, IDENTIFIER.sub(r"\1-ID", printed), re.DOTALL) is not None
+    return re.fullmatch(pattern, IDENTIFIER.sub(r"\1\2-ID", printed), re.DOTALL) is not None
 
 
 def read_lines(stream: IO[str], count: int) -> str:

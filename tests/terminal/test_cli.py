@@ -22,7 +22,7 @@ from websockets.typing import Subprotocol
 
 from protocol import codec, messages
 from protocol.device import DeviceInfo
-from protocol.keys import SigningKey, challenge_bytes, new_nonce
+from protocol.keys import SigningKey, challenge_bytes, fingerprint, new_nonce
 from protocol.messages import DeviceRow, Message, MismatchRow, ProgramRow, RejectedRow, SyncRow, TargetRow
 from terminal import cli
 from terminal.place import Place
@@ -209,7 +209,8 @@ def log_in(command: Command, hub: ScriptedHub, *more: str, password: str = PASSW
 def test_login_prints_the_terminal_and_stores_no_password(hub: ScriptedHub, command: Command, state: Path) -> None:
     ended = log_in(command, hub, "--name", "Desk")
     assert (ended.code, ended.err) == (0, "")
-    assert ended.out == f"Logged in to {hub.url} as Desk, terminal t-1.\n"
+    key = fingerprint(hub.key.public)
+    assert ended.out == f"Logged in to {hub.url} as Desk, terminal t-1.\nThe hub's key is {key}.\n"
     files = [file for file in state.rglob("*") if file.is_file()]
     assert files
     assert not [file for file in files if PASSWORD.encode() in file.read_bytes()]
@@ -225,7 +226,8 @@ def test_login_calls_the_device_by_its_host_name_when_no_name_is_given(
 
 def test_login_as_json_is_one_document(hub: ScriptedHub, command: Command) -> None:
     document = log_in(command, hub, "--name", "Desk", "--json").document
-    assert document == {"terminal": "t-1", "name": "Desk", "account": "home", "url": hub.url}
+    key = fingerprint(hub.key.public)
+    assert document == {"terminal": "t-1", "name": "Desk", "account": "home", "url": hub.url, "hub_key": key}
 
 
 def test_a_wrong_password_is_refused_with_one_line(hub: ScriptedHub, command: Command, state: Path) -> None:
