@@ -153,8 +153,9 @@ class Chain:
     def __init__(self, hub_key: bytes, heads: Sequence[Head], kept: Head | None = None) -> None:
         self.rows = 0  # the number of the last row that is right
         self.last = BEFORE_THE_FIRST
-        self.fault = next((_unsigned(head) for head in heads if not head.is_signed_by(hub_key)), None)
-        self._anchors = {head.sequence: _Anchor(head.digest, kept=False) for head in heads}
+        signed = [head for head in heads if head.is_signed_by(hub_key)]
+        self.fault = next((_unsigned(head) for head in heads if head not in signed), None)
+        self._anchors = {head.sequence: _Anchor(head.digest, kept=False) for head in signed}
         if kept is not None:
             self._anchors[kept.sequence] = _Anchor(kept.digest, kept=True)
 
