@@ -20,6 +20,7 @@ from websockets.http11 import Request, Response
 
 from hub.config import Settings
 from hub.doorway import Doorway
+from hub.paced import PacedConnection
 from hub.proxies import TrustedProxies, came_in_the_clear
 from protocol import limits
 from protocol.errors import UnavailableError
@@ -135,7 +136,7 @@ class Reception:
         return _IN_THE_CLEAR if in_the_clear and not self._settings.insecure_lan else None
 
 
-class TerminalConnection(ServerConnection):
+class TerminalConnection(PacedConnection):
     """A websockets connection that begins TLS itself, knows who is behind a proxy, and when any byte was heard.
 
     `client_host` is the address it comes from, `client_address` the same as people see it, with the port if known.

@@ -193,6 +193,8 @@ class TerminalSocket:
                 self._inbox.put_nowait(brain.Received(codec.decode(data)))
             except ProtocolError as error:
                 self._inbox.put_nowait(brain.Broken(error.code, error.message))
+            if len(data) > limits.MESSAGE_BEFORE_LOGIN_BYTES:
+                await asyncio.sleep(0)  # it took its time, and the next is often there already: let others run first
 
     async def _think(self) -> None:
         while True:
@@ -451,6 +453,7 @@ class TerminalSocket:
             )
         )
         self._connection.leave_doorway()
+        self._connection.has_logged_in = True
         self._connection.protocol.max_message_size = limits.MESSAGE_BYTES
         log.info(
             "%s (%s) of %s connected from %s%s",

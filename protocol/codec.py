@@ -1,7 +1,8 @@
 """Message <-> bytes: one msgpack map with a `kind`, every field checked (msgpack specification, 2013 revision).
 
-Sizes are bounded before anything is built: the WebSocket bounds the message, `unpackb` bounds each container, `_check`
-bounds depth and the number of items in the whole message, and `msgspec.convert` checks every field's type and limit.
+Sizes are bounded before anything is built: the WebSocket bounds the message, `unpackb` bounds each container, `_Count`
+the items in the whole message as its containers are built, `_check_nesting` their depth, and `msgspec.convert` checks
+every field's type and limit.
 """
 
 import re
@@ -16,8 +17,9 @@ from protocol.errors import ProtocolError
 from protocol.messages import BY_KIND, AnyMessage, Message, PostureReport
 
 Row = TypeVar("Row", bound=msgspec.Struct)
+Container = TypeVar("Container", dict[Any, Any], list[Any])
 
-ITEMS_IN_ONE_MESSAGE: Final = 64 * limits.LIST_ITEMS
+ITEMS_IN_ONE_MESSAGE: Final = 16 * limits.LIST_ITEMS  # half a million empty lists would take 120 ms and 30 MiB
 _REPEATED_VALUE: Final = re.compile(r"(Invalid enum value) ['\"].*['\"]", re.DOTALL)
 
 
@@ -77,7 +79,22 @@ def pages(rows: Iterable[Row], page_bytes: int = limits.FRAME_BYTES) -> list[tup
     return [tuple(page) for page in split]
 
 
+class _Count:
+    """Counts what is built of a message: each list and map, and each value in one."""
+
+    def __init__(self) -> None:
+        self._items = 0
+
+    def add(self, container: Container) -> Container:
+        """Count a container that is whole. Raises ProtocolError when the message has too many items."""
+        self._items += 1 + len(container)
+        if self._items > ITEMS_IN_ONE_MESSAGE:
+            raise ProtocolError(f"A message has more than {ITEMS_IN_ONE_MESSAGE} items.", code="too-large")
+        return container
+
+
 def _unpack(data: bytes) -> dict[str, Any]:
+    count = _Count()
     try:
         value = msgpack.unpackb(
             data,
@@ -88,6 +105,8 @@ def _unpack(data: bytes) -> dict[str, Any]:
             max_array_len=limits.LIST_ITEMS,
             max_map_len=limits.MAP_ITEMS,
             max_ext_len=0,
+            object_hook=count.add,
+            list_hook=count.add,
         )
     except (ValueError, RecursionError) as error:  # msgpack's errors, all of them ValueErrors
         raise ProtocolError(f"A message is not well-formed msgpack: {str(error)[:120]}", code="bad-msgpack") from None
@@ -98,15 +117,10 @@ def _unpack(data: bytes) -> dict[str, Any]:
 
 
 def _check_nesting(value: Any) -> None:
-    """Refuse a message that is deeper or has more items than any real one, level by level, without recursion."""
+    """Refuse a message that is deeper than any real one, level by level, without recursion."""
     level: list[Any] = [value]
-    items = 0
     for _ in range(limits.NESTING_DEPTH):
-        children = [child for container in level for child in _children(container)]
-        items += len(children)
-        if items > ITEMS_IN_ONE_MESSAGE:
-            raise ProtocolError(f"A message has more than {ITEMS_IN_ONE_MESSAGE} items.", code="too-large")
-        level = [child for child in children if isinstance(child, (dict, list))]
+        level = [child for one in level for child in _children(one) if isinstance(child, (dict, list))]
         if not level:
             return
     raise ProtocolError(f"A message is nested deeper than {limits.NESTING_DEPTH} levels.", code="bad-msgpack")

@@ -46,11 +46,12 @@ ORDER: Final = (
     "hub.matching",
     "hub.records",
     "hub.proxies",
+    "hub.policy",
+    "hub.clones",
     "hub.config",
     "hub.store.copies",
     "hub.store",
     "hub.audit",
-    "hub.policy",
     "hub.standing",
     "hub.steps",
     "hub.guesses",
@@ -96,6 +97,8 @@ ORDER: Final = (
     "hub.clock",
     "hub.uploads",
     "hub.deliveries",
+    "hub.revocation",
+    "hub.postures",
     "hub.syncs",
     "hub.session",
     "hub.devices",
@@ -103,6 +106,7 @@ ORDER: Final = (
     "hub.fairness",
     "hub.delivery",
     "hub.doorway",
+    "hub.paced",
     "hub.reception",
     "hub.terminalsocket",
     "hub.server",
@@ -177,7 +181,7 @@ LIBRARIES: Final[dict[str, tuple[str, ...]]] = {
     "httpx": ("hub.oidc",),
     "joserfc": ("hub.oidc",),
     "websockets": (
-        "hub.terminalsocket", "hub.reception", "hub.server",
+        "hub.terminalsocket", "hub.paced", "hub.reception", "hub.server",
         "terminal.link", "terminal.dialling", "terminal.localsocket", "terminal.connection",
         "terminal.client", "terminal.simulated",
     ),
@@ -206,7 +210,7 @@ MAY_PRINT: Final = ("protocol.vectors",)
 
 
 # What is pure beside the protocol.
-PURE: Final = {"hub.policy", "hub.versions", "hub.candidates", "hub.wheeltags", "hub.explaining", "hub.matching"}
+PURE: Final = {"hub.clones", "hub.policy", "hub.versions", "hub.candidates", "hub.wheeltags", "hub.explaining", "hub.matching"}
 
 # The brains, and what they may know of their own side: values.
 BRAINS: Final = {"hub.session": {"hub.records"}, "terminal.session": {"terminal.devicelist"}}
