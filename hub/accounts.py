@@ -1,19 +1,22 @@
 """Accounts and their terminals: the database side of enrolling and logging in."""
 
+import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from weakref import WeakValueDictionary
 
 import msgspec
 from msgspec import Struct, structs
 
 from hub.audit import OPERATOR, record
+from hub.guesses import Guesses, in_words
 from hub.passwords import Passwords
 from hub.records import IDENTIFIER, RIGHTS, Right, Terminal, new_id
-from hub.standing import Standings, gone
+from hub.standing import DISABLED, REVOKED, Standings, gone
 from hub.store import Row, Store, Transaction
 from protocol import limits
 from protocol.device import DeviceInfo
-from protocol.errors import ConflictError, RefusedError, UnknownNameError, UsageError
+from protocol.errors import ConflictError, RefusedError, UnavailableError, UnknownNameError, UsageError
 from protocol.messages import DeviceRow, Enrol
 
 PASSWORD_CHARACTERS_MINIMUM = 8
@@ -34,12 +37,21 @@ class Accounts:
     """The accounts of one hub."""
 
     def __init__(
-        self, store: Store, passwords: Passwords, *, terminals_per_account: int, standings: Standings | None = None
+        self,
+        store: Store,
+        passwords: Passwords,
+        *,
+        terminals_per_account: int,
+        standings: Standings | None = None,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._standings = standings or Standings()
         self._passwords = passwords
         self._terminals_per_account = terminals_per_account
+        self._now = now
+        self._guesses = Guesses()
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def add(self, name: str, password: str, *, may_publish: bool = False) -> None:
         """Add an account; its terminals `may_publish` or not.
@@ -115,50 +127,101 @@ class Accounts:
 
         return await self._store.transaction(body)
 
-    async def check_password(self, name: str, password: str) -> str | None:
-        """Return the account's id if the password is right, else None, after the same work either way."""
+    async def check_password(self, name: str, password: str, host: str = "") -> str | None:
+        """Return the account's id if the password is right, else None, after the same work either way.
+
+        Raises RefusedError (`rate-limited`) where too much has been guessed of this account or from this `host`,
+        UnavailableError where too many passwords wait to be evaluated.
+        """
 
         async def body(transaction: Transaction) -> Row | None:
             return await transaction.row("account_by_name", name=name)
 
         account = await self._store.transaction(body)
-        right = await self._passwords.check(account["password_hash"] if account else None, password)
-        return account["account_id"] if account and right else None
+        stored = account["password_hash"] if account else None
+        if not self._passwords.remembers(stored, password) and not await self._guess(name, stored, password, host):
+            return None
+        return str(account["account_id"]) if account else None
+
+    async def _guess(self, name: str, stored: str | None, password: str, host: str) -> bool:
+        """Evaluate a password, one at a time for each account: the others with the same right one then cost nothing."""
+        async with self._turns.setdefault(name, asyncio.Lock()):
+            if self._passwords.remembers(stored, password):
+                return True
+            wait = self._guesses.take(name, host, self._now())
+            if wait > 0.0:
+                raise RefusedError(
+                    "Too many wrong passwords were given.",
+                    hint=f"Try again in {in_words(wait)}. Devices that are logged in already go on.",
+                    code="rate-limited",
+                )
+            return await self._evaluate(name, stored, password, host)
+
+    async def _evaluate(self, name: str, stored: str | None, password: str, host: str) -> bool:
+        try:
+            right = await self._passwords.check(stored, password)
+        except UnavailableError:  # nothing was evaluated
+            self._guesses.give_back(name, host, self._now())
+            raise
+        if right:
+            self._guesses.give_back(name, host, self._now())
+        return right
 
     async def find(self, terminal: str) -> Terminal | None:
         """Return a terminal by its id."""
 
         async def body(transaction: Transaction) -> Terminal | None:
             row = await transaction.row("terminal", terminal_id=terminal)
-            return _terminal(row) if row else None
+            return terminal_of(row) if row else None
 
         return await self._store.transaction(body)
 
     async def enrol(self, account_id: str, request: Enrol, address: str) -> Terminal:
-        """Make a device a terminal of the account; the same device key again is the same terminal.
+        """Make a device a terminal of the account, in a transaction of its own; see `enrol_in`."""
+        return await self._store.transaction(
+            lambda transaction: self.enrol_in(transaction, account_id, request, address)
+        )
 
-        A name that another device has gets a number behind it. Raises RefusedError when the account is full.
+    async def enrol_in(
+        self,
+        transaction: Transaction,
+        account_id: str,
+        request: Enrol,
+        address: str,
+        *,
+        how: str = "password",
+        tags: tuple[str, ...] = (),
+        by: str = "",
+    ) -> Terminal:
+        """Make a device a terminal of the account; the same device key again is the same terminal, with its tags.
+
+        A name that another device has gets a number behind it. `how` it enrolled, and `by` which join key or approving
+        terminal, goes into the audit log. Raises RefusedError when the account is full or disabled, the error of
+        `gone` for a device key that was revoked.
         """
-
-        async def body(transaction: Transaction) -> Terminal:
-            known = await transaction.row("terminal_by_key", account_id=account_id, device_key=request.device_key)
-            identifier = known["terminal_id"] if known else new_id("t")
-            columns = {
-                "terminal_id": identifier,
-                "name": await _free_name(transaction, account_id, identifier, request.name),
-                "sealing_key": request.sealing_key,
-                "device": msgspec.json.encode(request.device),
-                "address": address,
-                "now": time.time(),
-            }
-            if known is None:
-                await self._check_room(transaction, account_id)
-                await transaction.rows("add_terminal", account_id=account_id, device_key=request.device_key, **columns)
-            else:
-                await transaction.rows("enrol_again", **columns)
-            return await _read_terminal(transaction, identifier)
-
-        return await self._store.transaction(body)
+        known = await transaction.row("terminal_by_key", account_id=account_id, device_key=request.device_key)
+        await check_may_enrol(transaction, account_id, request.device_key)
+        identifier = known["terminal_id"] if known else new_id("t")
+        columns = {
+            "terminal_id": identifier,
+            "name": await free_name(transaction, account_id, identifier, request.name),
+            "sealing_key": request.sealing_key,
+            "device": msgspec.json.encode(request.device),
+            "address": address,
+            "now": time.time(),
+        }
+        if known is None:
+            await self._check_room(transaction, account_id)
+            await transaction.rows("add_terminal", account_id=account_id, device_key=request.device_key, **columns)
+            await transaction.rows(
+                "mark_enrolled", terminal_id=identifier, how=how, tags=msgspec.json.encode(tags).decode()
+            )
+        else:
+            await transaction.rows("enrol_again", **columns)
+        terminal = await _read_terminal(transaction, identifier)
+        detail = {"account": terminal.account_name, "name": terminal.name, "how": how, "again": known is not None}
+        await record(transaction, identifier, "device.enrol", identifier, **detail | ({"by": by} if by else {}))
+        return terminal
 
     async def count_login(self, terminal: str, device: DeviceInfo, address: str, *, receives: bool) -> Terminal:
         """Count a login and keep what the terminal says of itself; return it with its new connection number.
@@ -218,7 +281,7 @@ class Accounts:
 
         async def body(transaction: Transaction) -> list[DeviceRow]:
             rows = await transaction.rows("terminals_of_account", account_id=account_id)
-            return [self.device_row(_terminal(row), online=False) for row in rows]
+            return [self.device_row(terminal_of(row), online=False) for row in rows]
 
         return await self._store.transaction(body)
 
@@ -246,6 +309,15 @@ class Accounts:
             )
 
 
+async def check_may_enrol(transaction: Transaction, account_id: str, device_key: bytes) -> None:
+    """Raise the error of `gone` for a device key that was revoked, in whichever account, or a disabled account."""
+    if await transaction.row("revoked_key", device_key=device_key) is not None:
+        raise gone(REVOKED)
+    account = await transaction.row("account_by_id", account_id=account_id)
+    if account is None or account["disabled_at"] is not None:
+        raise gone(DISABLED)
+
+
 async def rights_of(transaction: Transaction, terminal: str) -> frozenset[str]:
     """Return the rights a terminal has now: none where it is revoked, unknown, or of a disabled account."""
     row = await transaction.row("rights_of", terminal_id=terminal)
@@ -258,10 +330,11 @@ async def _read_terminal(transaction: Transaction, terminal: str) -> Terminal:
     """Read a terminal that is known to be there."""
     row = await transaction.row("terminal", terminal_id=terminal)
     assert row is not None
-    return _terminal(row)
+    return terminal_of(row)
 
 
-def _terminal(row: Row) -> Terminal:
+def terminal_of(row: Row) -> Terminal:
+    """Return a terminal from its row, joined with its account."""
     return Terminal(
         terminal_id=row["terminal_id"],
         account_id=row["account_id"],
@@ -285,7 +358,8 @@ async def _is_taken(transaction: Transaction, account_id: str, terminal: str, na
     return row is not None
 
 
-async def _free_name(transaction: Transaction, account_id: str, terminal: str, wanted: str) -> str:
+async def free_name(transaction: Transaction, account_id: str, terminal: str, wanted: str) -> str:
+    """Return `wanted`, with a number behind it where another device of the account is called that."""
     for name in _names(_allowed_name(wanted) or "device"):
         if not await _is_taken(transaction, account_id, terminal, name):
             return name

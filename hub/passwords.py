@@ -29,6 +29,7 @@ class Passwords:
         # OWASP's second choice of parameters: 19 MiB, two passes, one lane; about 26 ms a try.
         self._hasher = PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1, type=Type.ID)
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="passwords")
+        self.evaluations = 0  # how many this process has done
         self._waiting = 0
         self._key = secrets.token_bytes(32)
         self._remembered: dict[bytes, float] = {}
@@ -39,11 +40,19 @@ class Passwords:
         """Return the hash to store for `password`."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._hasher.hash, password)
 
+    def remembers(self, stored: str | None, password: str) -> bool:
+        """Return whether this was right within the last minute; being asked again keeps it another one."""
+        digest = self._digest(stored, password)
+        remembered = self._remembered.get(digest, 0.0) > time.monotonic()
+        if remembered:
+            self._remember(digest)
+        return remembered
+
     async def check(self, stored: str | None, password: str) -> bool:
-        """Return whether `password` is right. Raises UnavailableError when too many checks are waiting already."""
-        digest = hashlib.blake2b(f"{stored}\0{password}".encode(), key=self._key, digest_size=32).digest()
-        if self._remembered.get(digest, 0.0) > time.monotonic():
-            return True
+        """Evaluate `password` and return whether it is right; nobody (None, "") takes the same work.
+
+        Raises UnavailableError when too many checks are waiting already.
+        """
         if self._waiting >= _WAITING_EVALUATIONS:
             raise UnavailableError("The hub is checking too many passwords at once.", hint="Try again in a moment.")
         self._waiting += 1
@@ -53,9 +62,10 @@ class Passwords:
             )
         finally:
             self._waiting -= 1
+            self.evaluations += 1
         if right and stored:
-            self._remember(digest)
-        return right and stored is not None
+            self._remember(self._digest(stored, password))
+        return right and bool(stored)
 
     def close(self) -> None:
         """Stop the thread."""
@@ -67,7 +77,10 @@ class Passwords:
         except VerificationError:
             return False
 
+    def _digest(self, stored: str | None, password: str) -> bytes:
+        return hashlib.blake2b(f"{stored}\0{password}".encode(), key=self._key, digest_size=32).digest()
+
     def _remember(self, digest: bytes) -> None:
-        if len(self._remembered) >= _REMEMBERED_ENTRIES:
+        if digest not in self._remembered and len(self._remembered) >= _REMEMBERED_ENTRIES:
             self._remembered.clear()
         self._remembered[digest] = time.monotonic() + _REMEMBERED_SECONDS

@@ -84,7 +84,7 @@ UPDATE terminals SET connection = connection + 1 WHERE account_id = :account_id;
 
 -- name: not_welcome
 SELECT t.terminal_id FROM terminals t JOIN accounts a ON a.account_id = t.account_id
-WHERE t.revoked_at > :since OR a.disabled_at > :since;
+WHERE t.revoked_at IS NOT NULL OR a.disabled_at IS NOT NULL;
 
 -- name: posture
 SELECT * FROM postures WHERE terminal_id = :terminal_id;
@@ -126,7 +126,7 @@ RETURNING connection;
 UPDATE terminals SET last_seen_at = :now WHERE terminal_id = :terminal_id;
 
 -- name: update_terminal
-UPDATE terminals SET name = :name, device = :device WHERE terminal_id = :terminal_id AND revoked_at IS NULL;
+UPDATE terminals SET name = :name, device = :device WHERE terminal_id = :terminal_id;
 
 -- name: is_current
 SELECT 1 FROM terminals WHERE terminal_id = :terminal_id AND connection = :connection;
@@ -293,7 +293,7 @@ SELECT COALESCE(MAX(revision), 0) AS revision FROM deliveries;
 SELECT * FROM syncs WHERE sync_id = :sync_id AND account_id = :account_id;
 
 -- name: targets_of_sync
-SELECT d.*, t.name, i.kind, i.file_name, i.size
+SELECT d.*, t.name, t.revoked_at, i.kind, i.file_name, i.size
 FROM deliveries d JOIN terminals t ON t.terminal_id = d.terminal_id LEFT JOIN installers i ON i.digest = d.digest
 WHERE d.sync_id = :sync_id ORDER BY d.position;
 
@@ -470,3 +470,39 @@ SELECT * FROM deliveries WHERE terminal_id = :terminal_id AND is_final = 0 AND s
 
 -- name: open_of_object
 SELECT * FROM deliveries WHERE digest = :digest AND is_final = 0 AND state <> 'installing' ORDER BY terminal_id, position;
+
+-- name: mark_enrolled
+UPDATE terminals SET enrolled_by = :how, tags = :tags WHERE terminal_id = :terminal_id;
+
+-- name: revoked_key
+SELECT 1 FROM terminals WHERE device_key = :device_key AND revoked_at IS NOT NULL;
+
+-- name: paired_terminal
+SELECT terminal_id FROM terminals WHERE device_key = :device_key AND enrolled_by = 'pairing' AND revoked_at IS NULL
+ORDER BY created_at DESC LIMIT 1;
+
+-- name: account_by_id
+SELECT * FROM accounts WHERE account_id = :account_id;
+
+-- name: account_by_subject
+SELECT * FROM accounts WHERE subject = :subject;
+
+-- name: link_account
+UPDATE accounts SET subject = :subject WHERE name = :name;
+
+-- name: add_join_key
+INSERT INTO join_keys (join_key_id, account_id, digest, tags, uses_left, uses, expires_at, created_at)
+VALUES (:join_key_id, :account_id, :digest, :tags, :uses, :uses, :expires_at, :now);
+
+-- name: join_key_by_digest
+SELECT * FROM join_keys WHERE digest = :digest;
+
+-- name: join_keys
+SELECT k.*, a.name AS account_name FROM join_keys k JOIN accounts a ON a.account_id = k.account_id
+ORDER BY k.created_at, k.join_key_id;
+
+-- name: use_join_key
+UPDATE join_keys SET uses_left = uses_left - 1 WHERE join_key_id = :join_key_id AND uses_left > 0 RETURNING uses_left;
+
+-- name: revoke_join_key
+UPDATE join_keys SET revoked_at = COALESCE(revoked_at, :now) WHERE join_key_id = :join_key_id RETURNING account_id;

@@ -37,6 +37,7 @@ CREATE TABLE terminals (
     UNIQUE (account_id, device_key),
     UNIQUE (account_id, name)
 );
+CREATE INDEX terminals_by_key ON terminals (device_key);
 
 CREATE TABLE objects (
     digest      BLOB PRIMARY KEY,

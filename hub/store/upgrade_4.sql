@@ -12,6 +12,7 @@ ALTER TABLE terminals ADD COLUMN tags TEXT NOT NULL DEFAULT '[]';
 ALTER TABLE terminals ADD COLUMN enrolled_by TEXT NOT NULL DEFAULT 'password';
 ALTER TABLE terminals ADD COLUMN revoked_at DOUBLE PRECISION;
 ALTER TABLE terminals ADD COLUMN cloned_at DOUBLE PRECISION;
+CREATE INDEX terminals_by_key ON terminals (device_key);
 
 ALTER TABLE installers ADD COLUMN verdict TEXT NOT NULL DEFAULT 'not-scanned';
 ALTER TABLE installers ADD COLUMN finding TEXT NOT NULL DEFAULT '';
