@@ -754,6 +754,12 @@ class Decide(Message, tag="decide", frozen=True, kw_only=True):
     seconds: Seconds = 0.0
 
 
+class PostureNow(Message, tag="posture_now", frozen=True, kw_only=True):
+    """Local: scan the programs of this terminal now. Answered with `done` when that has been done."""
+
+    id: RequestId
+
+
 # --- any ----------------------------------------------------------------------------------------------------------
 
 
@@ -819,6 +825,7 @@ AnyMessage: TypeAlias = (
     | Inbox
     | InboxResult
     | Decide
+    | PostureNow
     | Error
 )
 
@@ -837,7 +844,7 @@ Request: TypeAlias = (
     | Approve
     | Revoke
 )
-LocalRequest: TypeAlias = Inbox | Decide
+LocalRequest: TypeAlias = Inbox | Decide | PostureNow
 
 CLASSES: Final[tuple[type[Message], ...]] = get_args(AnyMessage)
 REQUESTS: Final[tuple[type[Message], ...]] = get_args(Request)

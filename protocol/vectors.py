@@ -498,6 +498,7 @@ def local_examples() -> list[tuple[str, Message]]:
         ("local", messages.Inbox(id=1)),
         ("local", messages.InboxResult(re=1, rows=(row,))),
         ("local", messages.Decide(id=2, delivery="d-000000000001", decision="later", seconds=3_600.0)),
+        ("local", messages.PostureNow(id=3)),
     ]
 
 

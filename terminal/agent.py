@@ -11,13 +11,14 @@ from msgspec import structs
 from protocol import limits, messages
 from protocol.device import DeviceInfo, InstallerKind
 from protocol.errors import BadFileError, LockstepError, RefusedError, UnavailableError, UsageError
-from protocol.messages import AnyMessage, LocalRequest, Message, Request
+from protocol.messages import AnyMessage, LocalRequest, Message, PostureNow, Request
 from terminal.connection import Connection, address_of, connected, login_of
 from terminal.dialling import show_url
 from terminal.inbox import answer_alone
 from terminal.installers import Runner
 from terminal.installing import Installations, OnEvent
 from terminal.localsocket import LocalSocket
+from terminal.posture import Postures
 from terminal.state import StateFolder, despite_full_disk
 
 STEADY_SECONDS: Final = 60.0
@@ -42,9 +43,9 @@ async def run_agent(
     (end the process at once: the next start finds out how it ended) or to cancel with its task.
 
     `on_event(kind, sentence)` tells what happens; kinds are "connected", "reconnecting", "delivery", "asking",
-    "withdrawn", "standing" and "damaged". A lost connection is made again; while the account is disabled it is tried
-    once a minute or so. Raises, when what installs has ended, RefusedError when the hub will not have this terminal
-    (`replaced`, `revoked`, `hub-key-changed`, ...), its disk has failed or another process holds the folder,
+    "withdrawn", "standing", "posture" and "damaged". A lost connection is made again; while the account is disabled it
+    is tried once a minute or so. Raises, when what installs has ended, RefusedError when the hub will not have this
+    terminal (`replaced`, `revoked`, `hub-key-changed`, ...), its disk has failed or another process holds the folder,
     NotLoggedInError before the first login, UsageError and BadFileError.
     """
     with folder.lock():
@@ -59,6 +60,7 @@ async def run_agent(
                 if await agent.outlast(error, stop):
                     raise
             finally:
+                await agent.postures.stop()
                 all_ended = await agent.installations.wait(INSTALLATION_SECONDS)
     return "stopped" if all_ended else "still-installing"
 
@@ -78,6 +80,7 @@ class Agent:
         self._on_event = on_event
         self._identity = folder.identity()
         self.installations = Installations(folder, runners, on_event)
+        self.postures = Postures(folder, runners, on_event)
         self._connection: Connection | None = None  # while requests can be passed on
         self._why_away: LockstepError = UnavailableError("This terminal is not connected to its hub yet.")
         self._tried = asyncio.Event()  # how a dial ended is known; pulsed when it failed
@@ -151,7 +154,12 @@ class Agent:
             address = address_of(self._identity)
             opening = login_of(self._identity, address, self._device, receives=True)
             async with connected(
-                address, opening, self._folder, installations=self.installations, on_event=self._on_event
+                address,
+                opening,
+                self._folder,
+                installations=self.installations,
+                on_event=self._on_event,
+                postures=self.postures,
             ) as connection:
                 self._connection = connection
                 self._tried.set()
@@ -243,6 +251,9 @@ class Agent:
 
     async def _answer(self, request: LocalRequest) -> AnyMessage:
         self._look_again()
+        if isinstance(request, PostureNow):
+            await self.postures.scan_now()
+            return messages.Done(re=request.id)
         if self._connection is not None:
             return await self._connection.answer(request)
         return await answer_alone(self._folder, request, self.installations.is_under_way)

@@ -18,11 +18,12 @@ from protocol import keys, limits, messages
 from protocol.device import DeviceInfo
 from protocol.errors import ConflictError, LockstepError, UnavailableError
 from protocol.liveness import Liveness
-from protocol.messages import AnyMessage, Done, Inbox, LocalRequest, Message
+from protocol.messages import AnyMessage, Done, Inbox, LocalRequest, Message, PostureNow
 from terminal import inbox, session
 from terminal.dialling import Address, HubSocket, dial, parse_address
 from terminal.installing import Installations, OnEvent
 from terminal.link import Link, error_of
+from terminal.posture import Postures
 from terminal.receiving import Receiving
 from terminal.session import Action, Enrolling, Event, LoggingIn, Session, ShowPairing
 from terminal.state import Identity, StateFolder, despite_full_disk
@@ -60,10 +61,11 @@ class Connection:
         installations: Installations,
         on_event: OnEvent,
         on_pairing: OnPairing = _pass_over,
+        postures: Postures | None = None,
     ) -> None:
         self.link = Link(socket, f"the hub at {address.url}", heard=self._heard, ask=self._ask)
         self.link.message_bytes = limits.MESSAGE_BEFORE_LOGIN_BYTES
-        self.receiving = Receiving(folder, installations, self._feed_later, self.link.fail, on_event)
+        self.receiving = Receiving(folder, installations, self._feed_later, self.link.fail, on_event, postures)
         self._session = Session(
             opening,
             keys.new_nonce(),
@@ -79,6 +81,9 @@ class Connection:
         if installations.error is not None:  # it came while nobody listened
             self.link.fail(installations.error)
         self._installations = installations
+        self._postures = postures
+        if postures is not None:
+            postures.listen(lambda posture: self._feed_later(session.Scanned(posture)))
         self._socket = socket
         self._folder = folder
         self._on_event = on_event
@@ -114,6 +119,8 @@ class Connection:
     async def close(self) -> None:
         """Close in good order and wait for what works on files; what installs goes on."""
         self._installations.ended = self._installations.fail = None
+        if self._postures is not None:
+            self._postures.listen(None)
         try:
             await self.link.close()
             await self.receiving.settle()
@@ -132,7 +139,7 @@ class Connection:
         Raises ConflictError (`withdrawn`) too when the hub wants the delivery no more. An answer of the hub that takes
         long is not waited for: it is acted on when it comes.
         """
-        if isinstance(request, Inbox):
+        if isinstance(request, Inbox | PostureNow):
             return await inbox.answer_alone(self._folder, request)
         said = inbox.decide(self._folder, request, self._session.is_under_way)
         if said is None:
@@ -293,17 +300,18 @@ async def connected(
     installations: Installations | None = None,
     on_event: OnEvent = _say_nothing,
     on_pairing: OnPairing = _pass_over,
+    postures: Postures | None = None,
     socket_class: type[HubSocket] = HubSocket,
 ) -> AsyncIterator[Connection]:
     """Dial, log in and hold a connection; leave to close it. The caller holds the folder's lock.
 
-    `installations` are needed when the opening receives; they go on when the connection ends. Raises UnavailableError
-    (try again), RefusedError (do not) and ProtocolError.
+    `installations` are needed when the opening receives; they and `postures` go on when the connection ends. Raises
+    UnavailableError (try again), RefusedError (do not) and ProtocolError.
     """
     socket = await dial(address, socket_class)
     try:
         installations = installations or Installations(folder, {}, on_event)
-        connection = Connection(socket, address, opening, folder, installations, on_event, on_pairing)
+        connection = Connection(socket, address, opening, folder, installations, on_event, on_pairing, postures)
     except LockstepError:  # a damaged file
         socket.transport.abort()
         raise

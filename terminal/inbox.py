@@ -13,8 +13,8 @@ from typing import Final
 from msgspec import structs
 
 from protocol import life, limits, messages
-from protocol.errors import ConflictError, LockstepError, UnknownNameError
-from protocol.messages import AnyMessage, Decide, Done, Inbox, InboxResult, InboxRow, LocalRequest, Offer
+from protocol.errors import ConflictError, LockstepError, RefusedError, UnknownNameError
+from protocol.messages import AnyMessage, Decide, Done, Inbox, InboxResult, InboxRow, LocalRequest, Offer, PostureNow
 from terminal import consent
 from terminal.consent import InboxEntry
 from terminal.state import StateFolder
@@ -137,6 +137,10 @@ async def answer_alone(
     """Return the answer to a local request where there is no connection that takes offers. Raises as `decide`."""
     if isinstance(request, Inbox):
         return InboxResult(re=request.id, rows=rows(folder))
+    if isinstance(request, PostureNow):
+        raise RefusedError(
+            "Another command of this terminal is at work.", hint="Try again when it has ended.", code="in-use"
+        )
     decide(folder, request, is_under_way)
     return Done(re=request.id)
 

@@ -357,7 +357,7 @@ class Postures:
     async def scan_now(self) -> None:
         """Scan, beginning after this was called, and tell the hub if it has asked for reports.
 
-        Raises what a scan does; UnavailableError (code `stopping`) when it is stopped.
+        Raises what a scan does; UnavailableError when it is stopped.
         """
         waiting = asyncio.get_running_loop().create_future()
         self._waiting.append(waiting)
@@ -371,7 +371,7 @@ class Postures:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait((self._task,), timeout=STOP_SECONDS)
-        self._let_go(self._waiting, UnavailableError("This terminal is stopping.", code="stopping"))
+        self._let_go(self._waiting, UnavailableError("This terminal is stopping."))
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _begin(self) -> None:

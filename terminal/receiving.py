@@ -1,4 +1,4 @@
-"""Receiving: performs what the session decides about a delivery, with files, threads and the installations.
+"""Receiving: performs what the session decides about a delivery or a rule set, with files, threads, the installations.
 
 Quick steps are done at once and their event is returned; `Prepare` and `Verify` run as tasks and feed their event in
 later. Steps that read whole files run one at a time, so no two ever work on one file. An installation goes on when the
@@ -12,10 +12,11 @@ from pathlib import Path
 
 from protocol import life
 from protocol.errors import LockstepError, RefusedError, TransferError
-from protocol.messages import Offer
-from terminal import inbox, session
+from protocol.messages import ObjectMessage, Offer, Rules
+from terminal import inbox, posture, session
 from terminal.downloads import Download, tidy
 from terminal.installing import Installations, OnEvent, name_of, outcome_words
+from terminal.posture import Postures
 from terminal.session import DeliveryAction, Event
 from terminal.state import StateFolder, despite_full_disk
 
@@ -25,7 +26,8 @@ Feed = Callable[[Event], None]
 class Receiving:
     """The hands of one connection's deliveries.
 
-    `feed` takes the events of steps that end later; `fail` is told when one breaks off in a way nobody foresaw.
+    `feed` takes the events of steps that end later; `fail` is told when one breaks off in a way nobody foresaw. Without
+    `postures` nothing is scanned.
     """
 
     def __init__(
@@ -35,12 +37,14 @@ class Receiving:
         feed: Feed,
         fail: Callable[[LockstepError], None],
         on_event: OnEvent,
+        postures: Postures | None = None,
     ) -> None:
         self._folder = folder
         self._installations = installations
         self._feed = feed
         self._fail = fail
         self._on_event = on_event
+        self._postures = postures
         self._downloads: dict[int, Download] = {}
         self._disk = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -53,6 +57,11 @@ class Receiving:
         match action:
             case session.Consider(serial, offer):
                 return self._consider(serial, offer)
+            case session.FindRules(serial, rules):
+                return session.RulesFound(serial, posture.read_rules(self._folder, rules.object) is not None)
+            case session.Scan(request):
+                if self._postures is not None:
+                    self._postures.ask(request)
             case session.Forget(delivery):
                 with despite_full_disk():  # whoever decides on it is told that it is not wanted
                     inbox.forget(self._folder, delivery, self._on_event)
@@ -84,8 +93,7 @@ class Receiving:
         try:
             match action:
                 case session.Begin(serial, offer):
-                    self._on_event("delivery", f"Receiving {name_of(offer)}, {offer.size:,} bytes.")
-                    self._downloads[serial] = Download(offer, self._folder)
+                    self._downloads[serial] = self._begin(offer)
                 case session.AddPage(serial, page):
                     return session.PageAdded(serial, self._downloads[serial].add_page(page))
                 case session.Write(serial, frame):
@@ -103,6 +111,12 @@ class Receiving:
         except TransferError as error:
             return _failed(serial, error)
         return None
+
+    def _begin(self, offer: Offer | Rules) -> Download:
+        if isinstance(offer, Rules):
+            return Download(offer, self._folder, place=self._folder.rules)
+        self._on_event("delivery", f"Receiving {name_of(offer)}, {offer.size:,} bytes.")
+        return Download(offer, self._folder)
 
     async def settle(self) -> None:
         """Let go of all files: wait for what works on them, which ends soon."""
@@ -125,9 +139,18 @@ class Receiving:
 
     async def _verify(self, serial: int, download: Download) -> None:
         async with self._disk:
-            event = await _in_thread(serial, download.verify)
-        if serial in self._downloads:
-            self._feed(event or session.Verified(serial))
+            event = await _in_thread(serial, lambda: self._verified(download))
+        if serial not in self._downloads:
+            return
+        if event is None and isinstance(download.offer, Rules):
+            del self._downloads[serial]  # nothing follows
+            self._on_event("posture", f"A rule set of {download.offer.size:,} bytes has come.")
+        self._feed(event or session.Verified(serial))
+
+    def _verified(self, download: Download) -> None:
+        download.verify()
+        if isinstance(download.offer, Rules):
+            posture.settle_rules(self._folder, download.offer.object)
 
     def _abandon(self, serial: int, discard: bool) -> None:
         download = self._downloads.pop(serial, None)
@@ -139,8 +162,10 @@ class Receiving:
         async with self._disk:  # a thread may still read the file
             download.close(discard=discard)
 
-    def _older_files(self, offer: Offer) -> tuple[Path, ...]:
-        """Return the files of this program that are kept: the installed one and the one before it."""
+    def _older_files(self, offer: ObjectMessage) -> tuple[Path, ...]:
+        """Return the files of this program that are kept: the installed one and the one before it; or rule sets."""
+        if not isinstance(offer, Offer):
+            return tuple(self._folder.rules.iterdir())
         programs = (*self._folder.inventory(), *self._folder.previous())
         digests = (one.digest for one in programs if one.program == offer.installer.program)
         return tuple(self._folder.installed / digest.hex() for digest in digests)

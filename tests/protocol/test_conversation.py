@@ -22,7 +22,7 @@ WAY_TO = {
 }
 EITHER = {"offer", "manifest", "want", "chunks", "progress", "received", "refused", "withdraw", "noted", "error"}
 UP = {"devices_request", "device_info", "inventory", "programs", "plan", "sync", "undo", "sync_request", "cancel"}
-LOCAL = {"inbox", "inbox_result", "decide"}  # between the processes of one device
+LOCAL = {"inbox", "inbox_result", "decide", "posture_now"}  # between the processes of one device
 DOWN = {"devices", "device_changes", "programs_result", "plan_result", "sync_accepted", "sync_update", "sync_done"}
 LEGAL = {
     (Phase.HELLO, Side.TERMINAL): {"hello"},

@@ -451,7 +451,9 @@ async def test_a_lie_is_refused_and_reported_and_nothing_is_installed(
     folder: StateFolder, lie: Script, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if reason == "no-space":
-        monkeypatch.setattr("terminal.downloads.Download.__init__.__kwdefaults__", {"reserve_bytes": 2**60})
+        monkeypatch.setattr(
+            "terminal.downloads.Download.__init__.__kwdefaults__", {"place": None, "reserve_bytes": 2**60}
+        )
     ends: list[Any] = []
 
     async def lies(peer: Peer) -> None:
