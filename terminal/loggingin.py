@@ -18,7 +18,16 @@ import click
 
 from protocol import limits
 from protocol.errors import ConflictError, UsageError
-from terminal.place import Place, common_options, local_device, print_json, read_password, read_secret
+from terminal.place import (
+    JOIN_KEY_VARIABLE,
+    Place,
+    common_options,
+    local_device,
+    print_json,
+    read_join_key,
+    read_password,
+    read_secret,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -26,7 +35,6 @@ if TYPE_CHECKING:
     from terminal.pairing import PairingShown
     from terminal.state import Identity, StateFolder
 
-JOIN_KEY_VARIABLE: Final = "LOCKSTEP_JOIN_KEY"
 TICK_SECONDS: Final = 1.0
 THE_WAYS: Final = "--account NAME, --pair, --join-key-stdin, --join-key-file FILE, --token-stdin, --token-file FILE"
 
@@ -185,13 +193,6 @@ class _Proof:
                 return {"token": read_secret("token", wishes.token_file, limits.TOKEN_BYTES).encode()}
             case _:
                 return {"join_key": read_join_key(wishes.join_key_stdin, wishes.join_key_file)}
-
-
-def read_join_key(from_stdin: bool, file: Path | None) -> str:
-    """Return a join key: from standard input, from `file`, else from the environment. Raises UsageError."""
-    if not from_stdin and file is None:
-        return read_secret("join key", None, limits.JOIN_KEY_CHARACTERS, given=os.environ.get(JOIN_KEY_VARIABLE, ""))
-    return read_secret("join key", file, limits.JOIN_KEY_CHARACTERS)
 
 
 def _refuse_other_login(folder: "StateFolder", wishes: Wishes) -> None:

@@ -7,6 +7,7 @@ one JSON document with `--json`. Libraries are imported when they are needed, so
 import asyncio
 import contextlib
 import functools
+import os
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Concatenate, Final, ParamSpec
 import click
 
 from protocol.errors import UsageError
+from protocol.limits import JOIN_KEY_CHARACTERS
 
 if TYPE_CHECKING:
     from protocol.device import DeviceInfo
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 
 PASSWORD_CHARACTERS: Final = 1_024
+JOIN_KEY_VARIABLE: Final = "LOCKSTEP_JOIN_KEY"
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +160,19 @@ def read_secret(what: str, file: Path | None, most_characters: int, *, given: st
     if not (secret.isascii() and secret.isprintable()) or " " in secret:
         raise UsageError(f"The {what} has characters that none has.", hint="Give it as it was shown, on one line.")
     return secret
+
+
+def read_join_key(from_stdin: bool, file: Path | None) -> str:
+    """Return a join key: from standard input, from `file`, else from the environment. Raises UsageError."""
+    if from_stdin and file is not None:
+        raise UsageError("Give the join key on standard input or in a file, not both.")
+    given = None if from_stdin or file else os.environ.get(JOIN_KEY_VARIABLE, "")
+    if given == "":
+        raise UsageError(
+            "Neither an account nor a join key was given.",
+            hint=f"Add --account NAME, --join-key-stdin or --join-key-file FILE, or set {JOIN_KEY_VARIABLE}.",
+        )
+    return read_secret("join key", file, JOIN_KEY_CHARACTERS, given=given)
 
 
 @contextmanager

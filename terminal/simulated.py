@@ -328,16 +328,26 @@ class SimulatedDevice:
         return found[0] if found else None
 
     async def enrol(
-        self, url: str, account: str, password: str, *, insecure_lan: bool = False, ca_file: Path | None = None
+        self,
+        url: str,
+        account: str,
+        password: str,
+        *,
+        join_key: str = "",
+        insecure_lan: bool = False,
+        ca_file: Path | None = None,
     ) -> None:
-        """Make it a terminal of `account`, unless its folder says that it is one already. Raises as `client.enrol`."""
+        """Make it a terminal, unless its folder says that it is one there already. Raises as `client.enrol`.
+
+        Of `account` by its password, or, where that is empty, of the account of `join_key`.
+        """
         if self.folder.has_identity():
             identity = self.folder.identity()
-            if (identity.url, identity.account) == (url, account):
+            if identity.url == url and account in ("", identity.account):
                 return
         await enrol(
-            self.folder, url, account=account, password=password, name=self.name, device=self.device,
-            insecure_lan=insecure_lan, ca_file=ca_file, socket_class=SimulatedSocket,
+            self.folder, url, account=account, password=password, join_key=join_key, name=self.name,
+            device=self.device, insecure_lan=insecure_lan, ca_file=ca_file, socket_class=SimulatedSocket,
         )  # fmt: skip
 
     async def keep_connected(self, address: Address, gate: asyncio.Semaphore) -> None:
@@ -444,14 +454,17 @@ class Fleet:
         self._gate = asyncio.Semaphore(OPENING_AT_ONCE)
         self._running: dict[str, asyncio.Task[None]] = {}
 
-    async def enrol(self, password: str, *, insecure_lan: bool = False, ca_file: Path | None = None) -> None:
+    async def enrol(
+        self, password: str, *, join_key: str = "", insecure_lan: bool = False, ca_file: Path | None = None
+    ) -> None:
         """Enrol every device, the first alone: what is wrong for one is wrong for all. Raises as `client.enrol`."""
 
         async def one(device: SimulatedDevice, tries: int) -> None:
             async with self._gate:
-                work = device.enrol(self.url, self.account, password, insecure_lan=insecure_lan, ca_file=ca_file)
                 try:
-                    await work
+                    await device.enrol(
+                        self.url, self.account, password, join_key=join_key, insecure_lan=insecure_lan, ca_file=ca_file
+                    )
                 except UnavailableError:
                     if tries <= 1:
                         raise

@@ -9,14 +9,14 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
 
 from protocol.errors import UsageError
-from terminal.place import Place, read_password, stopped_by_signals
+from terminal.place import Place, read_join_key, read_password, stopped_by_signals
 
 if TYPE_CHECKING:
     from terminal.simulated import Fleet, Tally
@@ -33,7 +33,8 @@ class Wishes:
 
     url: str
     account: str
-    password: str
+    password: str = field(repr=False)
+    join_key: str = field(repr=False)
     count: int
     seed: int
     mix: Path | None
@@ -49,7 +50,9 @@ _file = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 @click.command()
 @click.option("--hub", "url", required=True, metavar="URL", help="The hub.")
-@click.option("--account", required=True, metavar="NAME", help="The account the devices join.")
+@click.option("--account", metavar="NAME", help="The account the devices join with its password.")
+@click.option("--join-key-stdin", is_flag=True, help="They join by the join key on the first line of standard input.")
+@click.option("--join-key-file", type=_file, metavar="FILE", help="They join by the join key in FILE.")
 @click.option("--count", type=click.IntRange(1, LARGEST_COUNT), default=5, show_default=True, help="How many devices.")
 @click.option("--seed", default=1, show_default=True, help="The same seed gives the same devices.")
 @click.option("--mix", type=_file, metavar="FILE", help="TOML file that says which devices.  [default: a usual mix]")
@@ -75,7 +78,9 @@ _file = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.option("--json", "as_json", is_flag=True, help="Answer with JSON.")
 def simulate(
     url: str,
-    account: str,
+    account: str | None,
+    join_key_stdin: bool,
+    join_key_file: Path | None,
     count: int,
     seed: int,
     mix: Path | None,
@@ -89,13 +94,18 @@ def simulate(
 ) -> int:
     """Be many devices: enrol them, keep them connected, receive what is sent and install it into folders.
 
-    Ends with Ctrl-C or after --duration, with exit code 0 if nothing failed.
+    They join by --account and its password, or by a join key that may be used COUNT times (--join-key-stdin,
+    --join-key-file, or LOCKSTEP_JOIN_KEY). Ends with Ctrl-C or after --duration, with exit code 0 if nothing failed.
     """
+    join_key = "" if account else read_join_key(join_key_stdin, join_key_file)
+    if account and (join_key_stdin or join_key_file):
+        raise UsageError("Give --account NAME or a join key, not both.")
     with _folder(state) as folder:
         wishes = Wishes(
             url=url,
-            account=account,
-            password=read_password(password_stdin),
+            account=account or "",
+            password=read_password(password_stdin) if account else "",
+            join_key=join_key,
             count=count,
             seed=seed,
             mix=mix,
@@ -162,7 +172,9 @@ async def _until_stopped(fleet: "Fleet", wishes: Wishes, place: Place, stop: asy
 
 async def _live(fleet: "Fleet", wishes: Wishes) -> None:
     """Enrol, connect and stay, until cancelled."""
-    await fleet.enrol(wishes.password, insecure_lan=wishes.insecure_lan, ca_file=wishes.ca_file)
+    await fleet.enrol(
+        wishes.password, join_key=wishes.join_key, insecure_lan=wishes.insecure_lan, ca_file=wishes.ca_file
+    )
     fleet.connect(insecure_lan=wishes.insecure_lan, ca_file=wishes.ca_file)
     await asyncio.Event().wait()
 

@@ -1,7 +1,8 @@
 """The README's transcripts are true: each command is run as it stands and has to print what the README shows.
 
 Identifiers and keys are random, so any of the same kind will do; a line `...` stands for any lines; the port is
-replaced by a free one. A command that ends in `&` runs until the test ends, and is waited for until it has printed what it should.
+replaced by a free one. A command that ends in `&` runs until the test ends, and is waited for until it has printed what
+it should.
 """
 
 import os
