@@ -50,6 +50,9 @@ class ScriptedHub:
         self.key = SigningKey.generate()
         self.answers: dict[type[Message], Answer] = {}
         self.asked: list[Message] = []
+        self.login_refusal = ""
+        self.says_first: tuple[Message, ...] = ()
+        self.devices: tuple[DeviceRow, ...] = (THIS, TELEVISION, CAR)
         self.close_at_inventory: int | None = None
         self.close_after_answer = False
         self.url = ""
@@ -74,10 +77,10 @@ class ScriptedHub:
         )
         proof = codec.decode(await connection.recv())
         self.asked.append(proof)
-        if isinstance(proof, messages.Enrol) and proof.password != PASSWORD:
-            refusal = messages.Error(code="not-authorised", message="Account or password is wrong.", hint="Try again.")
-            await self._send(connection, refusal)
-            await connection.close(1008)
+        if isinstance(proof, messages.Enrol) and not await self.lets_in(connection, proof):
+            return False
+        if isinstance(proof, messages.Login) and self.login_refusal:
+            await self.refuse(connection, self.login_refusal, "This device is not let in.")
             return False
         name = proof.name if isinstance(proof, messages.Enrol) else THIS.name
         await self._send(
@@ -93,8 +96,19 @@ class ScriptedHub:
         )
         return True
 
+    async def lets_in(self, connection: ServerConnection, proof: messages.Enrol) -> bool:
+        if proof.password != PASSWORD:
+            await self.refuse(connection, "not-authorised", "Account or password is wrong.", "Try again.")
+        return proof.password == PASSWORD
+
+    async def refuse(self, connection: ServerConnection, code: str, message: str, hint: str = "") -> None:
+        await self._send(connection, messages.Error(code=code, message=message, hint=hint))
+        await connection.close(1008)
+
     async def _conversation(self, connection: ServerConnection) -> None:
         await self._send(connection, self._devices(0))
+        for message in self.says_first:
+            await self._send(connection, message)
         async for data in connection:
             request = codec.decode(data)
             self.asked.append(request)
@@ -108,7 +122,7 @@ class ScriptedHub:
                     await connection.close(1001)
 
     def _devices(self, re: int) -> messages.Devices:
-        return messages.Devices(re=re, epoch="e", revision=1, page=0, pages=1, devices=(THIS, TELEVISION, CAR))
+        return messages.Devices(re=re, epoch="e", revision=1, page=0, pages=1, devices=self.devices)
 
     async def _send(self, connection: ServerConnection, message: Message) -> None:
         await connection.send(codec.encode(message))
