@@ -29,6 +29,7 @@ from terminal.place import (
     print_table,
     stopped_by_signals,
 )
+from terminal.posturing import posture
 from terminal.simulator import simulate
 
 if TYPE_CHECKING:
@@ -386,6 +387,7 @@ for _command in (
     deciding.decline,
     deciding.later,
     deciding.settings,
+    posture,
     publishing.publish,
     simulate,
 ):

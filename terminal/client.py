@@ -10,7 +10,7 @@ import contextlib
 import functools
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final, TypeVar
@@ -19,7 +19,7 @@ from msgspec import structs
 from websockets.exceptions import WebSocketException
 
 from protocol import codec, life, messages
-from protocol.device import DeviceInfo
+from protocol.device import DeviceInfo, InstallerKind
 from protocol.errors import LockstepError, ProtocolError, RefusedError, UsageError
 from protocol.messages import (
     AnyMessage,
@@ -28,11 +28,13 @@ from protocol.messages import (
     LocalRequest,
     Message,
     PairingResult,
+    PostureNow,
     ProgramRow,
     Publish,
     PublishAccepted,
     Published,
     Request,
+    Standing,
     SyncRow,
     TargetRow,
 )
@@ -41,8 +43,10 @@ from terminal.connection import address_of, connected, login_of
 from terminal.enrolling import check_name
 from terminal.enrolling import enrol as enrol  # a part of the public API of a terminal
 from terminal.inbox import answer_alone
+from terminal.installers import Runner
 from terminal.link import Link
 from terminal.localsocket import LocalSocket, local_link
+from terminal.posture import BUDGET, Postures
 from terminal.state import Identity, StateFolder
 from terminal.uploads import InstallerFile, Tell, UploadWatch, is_passing, read_installer, send, tell_nobody
 
@@ -51,6 +55,8 @@ _AGENT_RETRY_SECONDS: Final = 0.1
 _EARLY_MESSAGES: Final = 64
 _JOINS: Final = 3
 RESUME_SECONDS: Final = 120.0
+SCAN_SECONDS: Final = 2 * BUDGET.seconds + 120.0  # one may be under way
+STANDING_SECONDS: Final = 3.0
 RESUME_EVERY_SECONDS: Final = 5.0
 
 Answer = TypeVar("Answer", bound=Message)
@@ -452,6 +458,47 @@ async def ask_here(folder: StateFolder, request: LocalRequest) -> AnyMessage:
         if link is None:
             return await answer_alone(folder, request)
         return (await link.request(request))[-1]
+
+
+async def scan_here(folder: StateFolder, runners: Callable[[], Mapping[InstallerKind, Runner]]) -> None:
+    """Scan this terminal's programs now: by the agent, which tells the hub, else here, where it uses `runners`.
+
+    Waits a moment for what the hub makes of it, where that may change. Raises RefusedError (`not-scanned`) without a
+    rule set, and UnavailableError when the engine does not work.
+    """
+    async with AsyncExitStack() as stack:
+        link = await _joined(folder, stack)
+        if link is None:
+            postures = Postures(folder, runners(), lambda _kind, _sentence: None)
+            try:
+                await postures.scan_now()
+            finally:
+                await postures.stop()
+            return
+        heard = _HeardStanding()
+        link.listen(heard)
+        await link.request(PostureNow(id=1), within_seconds=SCAN_SECONDS)
+        posture = folder.posture()
+        if folder.standing() is not None or (posture is not None and posture.report.findings):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STANDING_SECONDS):
+                    await heard.event.wait()
+
+
+class _HeardStanding:
+    """A listener that waits for the hub to say what this terminal may do."""
+
+    def __init__(self) -> None:
+        self.event = asyncio.Event()
+
+    def put(self, message: AnyMessage) -> None:
+        """Take a message."""
+        if isinstance(message, Standing):
+            self.event.set()
+
+    def end(self, _error: LockstepError) -> None:
+        """The agent is gone."""
+        self.event.set()
 
 
 @asynccontextmanager

@@ -23,13 +23,15 @@ class Preferences(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the owner of this device wants: the file `preferences.json`.
 
     `programs` is for single programs, by id. `quiet_hours` is "HH:MM-HH:MM" in local time, empty for none. The hub
-    sends no faster than `bytes_per_second`; 0 for no limit.
+    sends no faster than `bytes_per_second`; 0 for no limit. Programs are scanned no faster than
+    `scan_bytes_per_second`; 0 for the usual pace.
     """
 
     consent: Wish = "auto"
     programs: Annotated[dict[Identifier, Wish], Meta(max_length=1_024)] = {}
     quiet_hours: str = ""
     bytes_per_second: Count = 0
+    scan_bytes_per_second: Count = 0
 
     def wish_for(self, program: str) -> Wish:
         """Return what is wanted for the program with this id."""

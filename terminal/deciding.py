@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 ALL: Final = "all"
 OFF: Final = "off"
+DEFAULT: Final = "default"
 LATER_LONGEST_DAYS: Final = 30
 DURATION_SECONDS: Final = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 SLOWEST_BYTES_PER_SECOND: Final = 8_000  # a chunk of 64 KiB within half the time a send may take
@@ -192,6 +193,17 @@ def bandwidth(place: Place, rate: str) -> int:
     return _change(place, lambda kept: structs.replace(kept, bytes_per_second=bytes_per_second))
 
 
+@settings.command("scan-pace")
+@click.argument("rate", metavar="RATE|default")
+@common_options
+def scan_pace(place: Place, rate: str) -> int:
+    """Scan the programs here with at most RATE a second: 500kB, 2MB, or a number of bytes."""
+    from msgspec import structs
+
+    bytes_per_second = 0 if rate == DEFAULT else rate_of(rate)
+    return _change(place, lambda kept: structs.replace(kept, scan_bytes_per_second=bytes_per_second))
+
+
 def rate_of(rate: str) -> int:
     """Return how many bytes a second "500kB" or "2MB" are. Raises UsageError."""
     found = re.fullmatch(r"(\d{1,12}(?:\.\d{1,3})?)\s*([kmg]?b?)(?:/s)?", rate.strip().lower())
@@ -242,10 +254,11 @@ def _show(place: Place, preferences: "Preferences") -> None:
 def _facts(preferences: "Preferences") -> dict[str, str | Sequence[str]]:
     from terminal.tables import size_words
 
-    pace = preferences.bytes_per_second
+    pace, scan_pace = preferences.bytes_per_second, preferences.scan_bytes_per_second
     return {
         "consent": preferences.consent,
         "programs": [f"{program}: {wish}" for program, wish in sorted(preferences.programs.items())],
         "quiet_hours": preferences.quiet_hours or OFF,
         "bandwidth": f"{size_words(pace)} a second" if pace else OFF,
+        "scan_pace": f"{size_words(scan_pace)} a second" if scan_pace else DEFAULT,
     }

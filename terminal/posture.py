@@ -10,6 +10,7 @@ rules; one with other rules is stopped. What was found is asked for again within
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import io
 import os
@@ -20,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Final, TypeAlias
 
@@ -64,6 +65,9 @@ class Budget:
     bytes: int = 8 * GIB
     file_bytes: int = 512 * MIB
     file_seconds: float = 60.0
+
+
+BUDGET: Final = Budget()
 
 
 class Looked(Struct, frozen=True, kw_only=True):
@@ -303,14 +307,9 @@ def _no_rules() -> RefusedError:
 
 # --- all scans of a terminal --------------------------------------------------------------------------------------
 
-Look: TypeAlias = Callable[[StateFolder, bytes, Places, Budget, threading.Event], Looked]
-
 
 class Postures:
-    """The scans of one terminal, for as long as its process holds the state folder; `look` does one, blocking.
-
-    `said` is told of each report while a connection listens; set it anew, with `listen`, for each.
-    """
+    """The scans of one terminal, for as long as its process holds the state folder."""
 
     def __init__(
         self,
@@ -318,14 +317,12 @@ class Postures:
         runners: Mapping[InstallerKind, Runner],
         on_event: OnEvent,
         *,
-        budget: Budget | None = None,
-        look: Look = scan_programs,
+        budget: Budget = BUDGET,
     ) -> None:
         self._folder = folder
         self._runners = runners
         self._on_event = on_event
-        self._budget = budget or Budget()
-        self._look = look
+        self._budget = budget
         self._said: Callable[[messages.Posture], None] | None = None
         self._request: PostureRequest | None = None  # the newest of this connection
         self._is_due = False
@@ -338,7 +335,7 @@ class Postures:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="posture", initializer=_lower_priority)
 
     def listen(self, said: Callable[[messages.Posture], None] | None) -> None:
-        """Tell `said` from now on: a new connection, or None for its end."""
+        """Tell `said` of each report from now on: a new connection, or None for its end."""
         self._said = said
         self._request = None
 
@@ -353,6 +350,16 @@ class Postures:
             self._report(young, is_new=False)
             return
         self._begin()
+
+    def settle(self, rules: bytes) -> None:
+        """Take a rule set that has just come whole into use. Blocking; raises as `settle_rules` does."""
+        settle_rules(self._folder, rules)
+
+    async def look(self, rules: bytes, places: Places, gone: threading.Event) -> Looked:
+        """Scan once, in the thread. Raises as `scan_programs` does."""
+        budget = self._wished_budget()
+        work = functools.partial(scan_programs, self._folder, rules, places, budget, gone)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     async def scan_now(self) -> None:
         """Scan, beginning after this was called, and tell the hub if it has asked for reports.
@@ -418,16 +425,17 @@ class Postures:
         inventory = self._folder.inventory()
         kept = (*self._folder.previous(), *inventory)
         places = Places(self._folder.installed, kept, inventory, self._runners)
-        work = asyncio.get_running_loop().run_in_executor(
-            self._thread, self._look, self._folder, rules, places, self._budget, self._gone
-        )
         try:
-            looked = await work
+            looked = await self.look(rules, places, self._gone)
         finally:
             self._gone.set()
             self._rules = b""
         self._last = looked, inventory, time.monotonic()
         return looked
+
+    def _wished_budget(self) -> Budget:
+        pace = self._folder.preferences().scan_bytes_per_second
+        return replace(self._budget, bytes_per_second=pace) if pace else self._budget
 
     def _young(self, rules: bytes) -> Looked | None:
         if self._last is None:

@@ -149,8 +149,8 @@ class Receiving:
 
     def _verified(self, download: Download) -> None:
         download.verify()
-        if isinstance(download.offer, Rules):
-            posture.settle_rules(self._folder, download.offer.object)
+        if isinstance(download.offer, Rules) and self._postures is not None:
+            self._postures.settle(download.offer.object)
 
     def _abandon(self, serial: int, discard: bool) -> None:
         download = self._downloads.pop(serial, None)

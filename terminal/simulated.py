@@ -1,19 +1,22 @@
 """Simulated devices: many terminals in one process, with the client's own code from the socket to the installed file.
 
-A simulated device differs from a real one in three things: what it says of itself is made up from a seed, an installer
-of any kind is "installed" by copying it into a folder, and there is no local socket and no thread of its own. Where
-there are many, only the first keeps the account's device list: a thousand lists of a thousand rows have no reader.
+A simulated device differs from a real one in four things: what it says of itself is made up from a seed, an installer
+of any kind is "installed" by copying it into a folder, what a scan finds is made up too, and there is no local socket
+and no thread of its own. Where there are many, only the first keeps the account's device list: a thousand lists of a
+thousand rows have no reader.
 """
 
 import asyncio
 import contextlib
 import random
+import threading
+import time
 import tomllib
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct, structs
@@ -29,7 +32,7 @@ from protocol.errors import (
     UnavailableError,
     UsageError,
 )
-from protocol.messages import AnyMessage, DeviceRow, LocalRequest
+from protocol.messages import AnyMessage, DeviceRow, FindingRow, LocalRequest
 from terminal.agent import INSTALLATION_SECONDS, back_off, wait_seconds
 from terminal.client import Client, enrol
 from terminal.connection import Connection, login_of
@@ -39,12 +42,17 @@ from terminal.installers import Runner, RunnerSettings
 from terminal.installers.apk import SimulatedRunner
 from terminal.installing import Installations
 from terminal.link import Listener
+from terminal.posture import Looked, Postures, StoppedError
+from terminal.programfiles import Places
 from terminal.state import StateFolder
 
 KEEP_LISTS_UP_TO: Final = 32  # devices in one fleet
 OPENING_AT_ONCE: Final = 64  # a quarter of what a hub lets in before their login
 ENROL_TRIES: Final = 12
 MIX_FILE_BYTES: Final = 1024 * 1024
+NEVER_AGAIN_SECONDS: Final = 0.25
+SIMULATED_FINDING: Final = "apps/simulated"
+SimulatedPosture: TypeAlias = Literal["clean", "finding", "never"]
 
 
 # --- what devices there are ---------------------------------------------------------------------------------------
@@ -267,7 +275,8 @@ class SimulatedDevice:
     """One terminal. `client` asks over its one connection; `online` is set while there is one.
 
     `listeners` get what comes unasked, from the first message of each connection that begins later.
-    `cut_every_seconds` (0: never) is the mean time after which the connection is cut, by `chance`.
+    `cut_every_seconds` (0: never) is the mean time after which the connection is cut, by `chance`. `posture` is what
+    its next scan is to end with.
     """
 
     def __init__(
@@ -279,6 +288,7 @@ class SimulatedDevice:
         chance: random.Random,
         cut_every_seconds: float = 0.0,
         keeps_devices: bool = True,
+        posture: SimulatedPosture = "clean",
     ) -> None:
         self.name = name
         self.device = device
@@ -298,6 +308,8 @@ class SimulatedDevice:
             kind: SimulatedRunner(path.absolute(), settings, kind) for kind in device.installer_kinds
         }
         self.installations = Installations(self.folder, self.runners, _say_nothing)
+        self.posture: SimulatedPosture = posture
+        self.postures = SimulatedPostures(self)
 
     @property
     def terminal(self) -> str:
@@ -360,6 +372,7 @@ class SimulatedDevice:
                 try:
                     await self._keep_connected(address, gate)
                 finally:
+                    await self.postures.stop()
                     if not await self.installations.wait(INSTALLATION_SECONDS):
                         await self.installations.cancel()
         except LockstepError as error:
@@ -411,7 +424,9 @@ class SimulatedDevice:
         self._socket = await dial(address, SimulatedSocket)
         self._socket.keeps_devices = self.keeps_devices
         opening = login_of(self.folder.identity(), address, self.device, receives=True)
-        connection = Connection(self._socket, address, opening, self.folder, self.installations, _say_nothing)
+        connection = Connection(
+            self._socket, address, opening, self.folder, self.installations, _say_nothing, postures=self.postures
+        )
         for listener in self.listeners:
             connection.link.listen(listener)
         return connection
@@ -422,6 +437,30 @@ class SimulatedDevice:
 
     def _cut_after_seconds(self) -> float | None:
         return self._chance.expovariate(1 / self.cut_every_seconds) if self.cut_every_seconds else None
+
+
+class SimulatedPostures(Postures):
+    """Scans that read nothing and end as their device says."""
+
+    def __init__(self, device: SimulatedDevice) -> None:
+        super().__init__(device.folder, device.runners, _say_nothing)
+        self._device = device
+
+    def settle(self, rules: bytes) -> None:
+        """Take a rule set without compiling it."""
+
+    async def look(self, rules: bytes, places: Places, gone: threading.Event) -> Looked:
+        """Say what was found; a scan that is never to end waits until that is changed or nobody wants it any more."""
+        while self._device.posture == "never":
+            await asyncio.sleep(NEVER_AGAIN_SECONDS)
+            if gone.is_set():
+                raise StoppedError
+        found = self._device.posture == "finding"
+        rows = (FindingRow(file=SIMULATED_FINDING, rule="simulated"),) if found else ()
+        count = len(places.programs)
+        return Looked(
+            rules=rules, began_at=time.time(), programs=count, files=count, findings=rows, findings_in_all=len(rows)
+        )
 
 
 def _say_nothing(_kind: str, _sentence: str) -> None:
@@ -531,6 +570,7 @@ def make_fleet(
     *,
     seed: int = 0,
     cut_every_seconds: float = 0.0,
+    posture: SimulatedPosture = "clean",
 ) -> Fleet:
     """Return a fleet of these devices, each with a state folder of its own below `folder`. Nothing is connected yet.
 
@@ -546,6 +586,7 @@ def make_fleet(
             chance=random.Random(f"{seed}/{number}"),  # noqa: S311 - repeatable is what is wanted
             cut_every_seconds=cut_every_seconds,
             keeps_devices=number == 1 or len(made) <= KEEP_LISTS_UP_TO,
+            posture=posture,
         )
         for number, (name, device) in enumerate(made, start=1)
     ]

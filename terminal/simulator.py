@@ -19,7 +19,7 @@ from protocol.errors import UsageError
 from terminal.place import Place, read_join_key, read_password, stopped_by_signals
 
 if TYPE_CHECKING:
-    from terminal.simulated import Fleet, Tally
+    from terminal.simulated import Fleet, SimulatedPosture, Tally
 
 LARGEST_COUNT: Final = 2_000  # terminals an account may have
 FILES_FOR_EACH: Final = 4  # socket, lock, download, and a file being copied
@@ -43,6 +43,7 @@ class Wishes:
     ca_file: Path | None
     cut_every_seconds: float
     seconds: float | None
+    posture: "SimulatedPosture"
 
 
 _file = click.Path(path_type=Path, exists=True, dir_okay=False)
@@ -75,6 +76,13 @@ _file = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.option(
     "--duration", type=click.FloatRange(min=0), metavar="SECONDS", help="End after this long.  [default: when stopped]"
 )
+@click.option(
+    "--posture",
+    type=click.Choice(["clean", "finding", "never"]),
+    default="clean",
+    show_default=True,
+    help="What the scans a hub asks for end with.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Answer with JSON.")
 def simulate(
     url: str,
@@ -90,6 +98,7 @@ def simulate(
     ca_file: Path | None,
     drop_every: float | None,
     duration: float | None,
+    posture: "SimulatedPosture",
     as_json: bool,
 ) -> int:
     """Be many devices: enrol them, keep them connected, receive what is sent and install it into folders.
@@ -114,6 +123,7 @@ def simulate(
             ca_file=ca_file,
             cut_every_seconds=drop_every or 0.0,
             seconds=duration,
+            posture=posture,
         )
         return asyncio.run(_simulate(wishes, Place(state, as_json)))
 
@@ -138,7 +148,13 @@ async def _simulate(wishes: Wishes, place: Place) -> int:
     mix = load_mix(wishes.mix) if wishes.mix else DEFAULT_MIX
     made = make_devices(mix, wishes.count, wishes.seed)
     fleet = make_fleet(
-        made, wishes.folder, wishes.url, wishes.account, seed=wishes.seed, cut_every_seconds=wishes.cut_every_seconds
+        made,
+        wishes.folder,
+        wishes.url,
+        wishes.account,
+        seed=wishes.seed,
+        cut_every_seconds=wishes.cut_every_seconds,
+        posture=wishes.posture,
     )
     stop = asyncio.Event()
     with stopped_by_signals(stop):

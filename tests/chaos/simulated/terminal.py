@@ -461,7 +461,7 @@ class Connection:
                 self.ended()
             case session.Deliver(message):
                 self.machine.promises.delivered(self.machine, message)
-            case session.KeepDevices() | session.AskDevices():
+            case session.KeepDevices() | session.AskDevices() | session.KeepStanding() | session.ShowPairing():
                 pass
             case _:
                 return self._receive(action)
@@ -492,7 +492,7 @@ class Connection:
         serial = getattr(action, "serial", 0)
         try:
             match action:
-                case session.Begin(serial, offer):
+                case session.Begin(serial, Offer() as offer):
                     self._downloads[serial] = Download(self.machine, offer)
                 case session.AddPage(serial, page):
                     return session.PageAdded(serial, self._downloads[serial].receiver.add_page(page))
