@@ -271,12 +271,21 @@ def _words(shown: "PairingShown", on_screen: bool) -> str:
     return "\n".join(
         [
             f"To let this device in, run on one that is logged in: lockstep-terminal approve {code_words(shown.code)}",
-            *([qr_code(shown.url)] if on_screen else []),
+            *(_drawn(qr_code(shown.url)) if on_screen else []),
             f"What to do is also said at {shown.url}",
             f"This device's key is {shown.device_key}.",
             f"The code holds for {round(shown.seconds / 60)} min.",
         ]
     )
+
+
+def _drawn(qr_code: str) -> list[str]:
+    """Return the lines of a QR code in white on black, whatever the screen's colours; none where it has no blocks."""
+    try:
+        qr_code.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return []
+    return [f"\x1b[97;40m{line}\x1b[0m" for line in qr_code.split("\n")]
 
 
 # --- how this device stands -----------------------------------------------------------------------------------------
