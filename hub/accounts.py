@@ -11,7 +11,7 @@ from msgspec import Struct, structs
 from hub.audit import OPERATOR, record
 from hub.guesses import Guesses, in_words
 from hub.passwords import Passwords
-from hub.records import IDENTIFIER, RIGHTS, Right, Terminal, new_id
+from hub.records import IDENTIFIER, RIGHTS, Right, StandingFound, Terminal, new_id
 from hub.standing import DISABLED, REVOKED, Standings, gone
 from hub.store import Row, Store, Transaction
 from protocol import limits
@@ -244,6 +244,10 @@ class Accounts:
 
         return await self._store.transaction(body)
 
+    async def standing(self, terminal: str) -> StandingFound:
+        """Return what a terminal may do now."""
+        return await self._store.transaction(lambda transaction: self._standings.of(transaction, terminal))
+
     async def update(self, terminal: Terminal, name: str | None, device: DeviceInfo | None) -> Terminal:
         """Change a terminal's name or device info.
 
@@ -253,7 +257,7 @@ class Accounts:
         async def body(transaction: Transaction) -> Terminal:
             if ended := (await self._standings.of(transaction, terminal.terminal_id)).ended:
                 raise gone(ended)
-            wanted = terminal.name if name is None else _allowed_name(name)
+            wanted = terminal.name if name is None else allowed_name(name)
             if not wanted:
                 raise UsageError("A name has at least one printable character.", code="bad-name")
             if await _is_taken(transaction, terminal.account_id, terminal.terminal_id, wanted):
@@ -311,11 +315,25 @@ class Accounts:
 
 async def check_may_enrol(transaction: Transaction, account_id: str, device_key: bytes) -> None:
     """Raise the error of `gone` for a device key that was revoked, in whichever account, or a disabled account."""
-    if await transaction.row("revoked_key", device_key=device_key) is not None:
-        raise gone(REVOKED)
+    await check_key(transaction, device_key)
     account = await transaction.row("account_by_id", account_id=account_id)
     if account is None or account["disabled_at"] is not None:
         raise gone(DISABLED)
+
+
+async def check_key(transaction: Transaction, device_key: bytes) -> None:
+    """Raise the error of `gone` for a device key that was revoked, in whichever account: it is dead for ever."""
+    if await transaction.row("revoked_key", device_key=device_key) is not None:
+        raise gone(REVOKED)
+
+
+async def free_account_name(transaction: Transaction, wanted: str) -> str:
+    """Return `wanted` as one printable line, with a number behind it where another account is called that."""
+    line = "".join(character if character.isprintable() else " " for character in wanted).strip()
+    for name in _names(line[: limits.NAME_CHARACTERS].strip() or "account"):
+        if await transaction.row("account_by_name", name=name) is None:
+            return name
+    raise ConflictError(f"Every name like {line!r} is taken.", code="name-taken")
 
 
 async def rights_of(transaction: Transaction, terminal: str) -> frozenset[str]:
@@ -360,13 +378,13 @@ async def _is_taken(transaction: Transaction, account_id: str, terminal: str, na
 
 async def free_name(transaction: Transaction, account_id: str, terminal: str, wanted: str) -> str:
     """Return `wanted`, with a number behind it where another device of the account is called that."""
-    for name in _names(_allowed_name(wanted) or "device"):
+    for name in _names(allowed_name(wanted) or "device"):
         if not await _is_taken(transaction, account_id, terminal, name):
             return name
     raise ConflictError(f"Every name like {wanted!r} is taken.", code="name-taken")
 
 
-def _allowed_name(name: str) -> str:
+def allowed_name(name: str) -> str:
     """Return `name` as one printable line, for logs and tables. Raises UsageError for what means something else."""
     line = "".join(character if character.isprintable() else " " for character in name).strip()
     if line.casefold() == "all" or IDENTIFIER.fullmatch(line):

@@ -18,13 +18,21 @@ from hub.catalogue import Catalogue
 from hub.clock import HubClock
 from hub.config import Settings
 from hub.deliveries import Deliveries
+from hub.enrolling import Enrolling, provider_of
+from hub.joinkeys import JoinKeys
 from hub.objects import Objects
 from hub.passwords import Passwords
 from hub.pokes import Pokes
+from hub.postures import Postures
 from hub.presence import Presence
 from hub.reaper import Reaper
+from hub.records import RulesObject
+from hub.rescans import Rescans
+from hub.revocation import Revocation
+from hub.scanning import ClamdEngine, CommandEngine, Engine, Scanning, YaraEngine
 from hub.scrub import scrubbing_weekly
 from hub.server import HubServer
+from hub.standing import Standings
 from hub.steps import sync_folder
 from hub.store import Store
 from hub.syncs import Syncs
@@ -34,6 +42,7 @@ from protocol import limits
 from protocol.errors import BadFileError, RefusedError, UnavailableError
 from protocol.keys import SigningKey
 from protocol.quiet import quiet_hours
+from scanner.rules import STARTER_SET
 
 
 class Hub:
@@ -54,13 +63,37 @@ class Hub:
             store_bytes=settings.store_bytes,
             on_disk_failure=store.fail,
         )
-        self.catalogue = Catalogue(store, self.objects)
-        self.accounts = Accounts(store, self.passwords, terminals_per_account=settings.terminals_per_account)
+        self.scanning = Scanning(self.objects, scan_engines(settings), seconds=settings.scan_seconds)
+        self.catalogue = Catalogue(store, self.objects, self.scanning)
+        self.rules: RulesObject | None = None  # what terminals scan with
+        self.standings = Standings(settings.policy, lambda: self.rules)
+        self.accounts = Accounts(
+            store,
+            self.passwords,
+            terminals_per_account=settings.terminals_per_account,
+            standings=self.standings,
+        )
+        self.join_keys = JoinKeys(store)
+        self.enrolling = Enrolling(
+            store,
+            self.accounts,
+            self.standings,
+            provider_of(settings),
+            create_accounts=settings.oidc_create_accounts,
+        )
         self.clock = HubClock()
         is_receiving = self.presence.is_receiving
         self.deliveries = Deliveries(
-            store, self.pokes, self.clock, is_receiving, quiet=quiet_hours(settings.quiet_hours)
+            store,
+            self.pokes,
+            self.clock,
+            is_receiving,
+            quiet=quiet_hours(settings.quiet_hours),
+            standings=self.standings,
         )
+        self.revocation = Revocation(store, self.pokes, self.presence, self.accounts, self.deliveries, self.standings)
+        self.postures = Postures(store, self.standings)
+        self.rescans = Rescans(store, self.scanning, self.deliveries, self.pokes)
         self.uploads = Uploads(
             settings.data_folder / "uploads",
             objects=self.objects,
@@ -77,7 +110,21 @@ class Hub:
             is_receiving,
             check_room=self.objects.check_room_for_rows,
             delivery_seconds=settings.delivery_seconds,
+            standings=self.standings,
         )
+
+
+def scan_engines(settings: Settings) -> tuple[Engine, ...]:
+    """Return the engines that are set up."""
+    engines: list[Engine] = []
+    if settings.scan_yara:
+        folder = Path(settings.scan_rules) if settings.scan_rules else STARTER_SET
+        engines.append(YaraEngine(folder, settings.scan_ignore))
+    if settings.scan_clamd:
+        engines.append(ClamdEngine(settings.scan_clamd, settings.scan_ignore))
+    if settings.scan_command:
+        engines.append(CommandEngine(settings.scan_command, settings.scan_ignore))
+    return tuple(engines)
 
 
 @asynccontextmanager
@@ -95,6 +142,7 @@ async def open_hub(settings: Settings) -> AsyncIterator[Hub]:
                 yield hub
             finally:
                 hub.passwords.close()
+                hub.scanning.close()
         finally:
             await store.close()  # or its thread would keep a process alive that could not start
 
@@ -108,20 +156,23 @@ async def serve_hub(hub: Hub) -> AsyncIterator[HubServer]:
         settings=hub.settings,
         hub_key=hub.hub_key,
         accounts=hub.accounts,
+        enrolling=hub.enrolling,
         objects=hub.objects,
         pokes=hub.pokes,
         presence=hub.presence,
         deliveries=hub.deliveries,
         syncs=hub.syncs,
         uploads=hub.uploads,
+        revocation=hub.revocation,
+        postures=hub.postures,
     )
     server = HubServer(services)
     await server.start()
-    hub.reload.append(server.reception.reload)
-    reaper = Reaper(hub.deliveries, hub.pokes, hub.presence, hub.uploads)
+    hub.reload += (server.reception.reload, hub.rescans.reload)
+    reaper = Reaper(hub.deliveries, hub.pokes, hub.presence, hub.uploads, hub.revocation)
     try:
         scrubbing = scrubbing_weekly(hub.store, hub.objects, hub.settings.data_folder, hub.audit)
-        async with reaper.running(), scrubbing, hub.audit.signing_daily():
+        async with reaper.running(), scrubbing, hub.audit.signing_daily(), hub.rescans.running():
             yield server
     finally:
         await server.stop()

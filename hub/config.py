@@ -8,6 +8,7 @@ import difflib
 import ipaddress
 import os
 import re
+import shlex
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta, Struct
 
+from hub.policy import Demand, Policy
 from hub.proxies import TrustedProxies
 from protocol import life, limits
 from protocol.errors import UsageError
@@ -35,6 +37,11 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     tls_cert: str = ""
     tls_key: str = ""
     trusted_proxies: tuple[str, ...] = ()
+    oidc_issuer: str = ""
+    oidc_audience: str = ""
+    oidc_jwks_url: str = ""
+    oidc_create_accounts: bool = False
+    oidc_name_claim: str = "preferred_username"
     disk_reserve_bytes: Annotated[int, Meta(ge=0)] = limits.GIB
     store_bytes: Annotated[int, Meta(ge=0)] = 100 * limits.GIB
     terminals_per_account: Annotated[int, Meta(ge=1, le=limits.TARGETS_PER_SYNC)] = 2_000
@@ -45,6 +52,15 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     transfers_at_once: Annotated[int, Meta(ge=1)] = 1_000
     bandwidth_bytes_per_second: Annotated[int, Meta(ge=0)] = 0
     terminal_bandwidth_bytes_per_second: Annotated[int, Meta(ge=0)] = 0
+    scan_yara: bool = True
+    scan_rules: str = ""
+    scan_clamd: str = ""
+    scan_command: str = ""
+    scan_seconds: Annotated[int, Meta(ge=1, le=600)] = 60
+    scan_ignore: tuple[str, ...] = ()
+    posture_targets: Demand = "off"
+    posture_initiators: Demand = "off"
+    posture_max_age_seconds: Annotated[int, Meta(ge=60)] = 604_800
 
     @property
     def data_folder(self) -> Path:
@@ -55,6 +71,15 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def address(self) -> tuple[str, int]:
         """Host and port to listen on. Raises UsageError."""
         return split_address(self.listen)
+
+    @property
+    def policy(self) -> Policy:
+        """What is demanded of the terminals' postures."""
+        return Policy(
+            targets=self.posture_targets,
+            initiators=self.posture_initiators,
+            max_age_seconds=self.posture_max_age_seconds,
+        )
 
     @property
     def encrypted(self) -> bool:
@@ -139,10 +164,35 @@ def _check_names(merged: Mapping[str, Any]) -> None:
             raise UsageError(f"There is no setting {name!r}.", hint=hint)
 
 
+def _check_scan(settings: Settings) -> None:
+    port = settings.scan_clamd.rpartition(":")[2]
+    is_address = port.isdecimal() and 0 < int(port) <= 65_535 and ":" in settings.scan_clamd
+    if settings.scan_clamd and not settings.scan_clamd.startswith("unix:/") and not is_address:
+        raise UsageError(
+            f"The setting scan_clamd is wrong: {settings.scan_clamd!r} is no address.",
+            hint="For example unix:/run/clamav/clamd.ctl or 127.0.0.1:3310.",
+        )
+    try:
+        has_words = bool(shlex.split(settings.scan_command))
+    except ValueError:
+        has_words = False
+    if settings.scan_command and not has_words:
+        raise UsageError(
+            f"The setting scan_command is wrong: {settings.scan_command!r} is no command line.",
+            hint='For example "/usr/local/bin/check {file}".',
+        )
+
+
 def _check(settings: Settings) -> None:
     quiet_hours(settings.quiet_hours)
+    _check_scan(settings)
     proxies = TrustedProxies(settings.trusted_proxies)
     host, _ = settings.address
+    if bool(settings.oidc_issuer) != bool(settings.oidc_audience):
+        raise UsageError(
+            "An identity provider needs both oidc_issuer and oidc_audience.",
+            hint="The audience is what its tokens name this hub by: without it, a token for anything else would do.",
+        )
     if bool(settings.tls_cert) != bool(settings.tls_key):
         raise UsageError("TLS needs both a certificate and a key.", hint="Give --tls-cert and --tls-key.")
     if not (settings.encrypted or settings.insecure_lan or is_loopback(host) or proxies):

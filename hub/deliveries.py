@@ -16,6 +16,7 @@ from hub.catalogue import installer_offer
 from hub.clock import HubClock
 from hub.pokes import Pokes
 from hub.records import Owed
+from hub.standing import Standings
 from hub.store import Row, Store, Transaction
 from protocol import life, limits
 from protocol.life import Mover
@@ -28,6 +29,9 @@ POSTPONED_LEAST_SECONDS: Final = 1.0
 # When one of these ends a delivery, those that follow it are wanted still, and the first of them takes its place.
 _ENDS_ALONE: Final = frozenset({life.State.CANCELLED, life.State.EXPIRED, life.State.DENIED})
 
+
+# Reasons why a terminal is sent nothing, whatever it is owed.
+_MAY_NOT_RECEIVE: Final = frozenset({"posture-failed", "not-allowed"})
 
 # These have no deadline but the whole delivery's, which a hub may set to other than `life.DELIVERY_SECONDS`.
 _WAITS_AS_LONG_AS_WANTED: Final = frozenset({life.State.QUEUED, life.State.POSTPONED})
@@ -59,7 +63,9 @@ class Deliveries:
         is_receiving: Callable[[str], bool],
         *,
         quiet: QuietHours | None = None,
+        standings: Standings | None = None,
     ) -> None:
+        self._standings = standings or Standings()
         self._store = store
         self._pokes = pokes
         self._clock = clock
@@ -86,11 +92,16 @@ class Deliveries:
     async def claim(self, terminal: str, connection: int) -> Owed | None:
         """Claim the oldest delivery this terminal is owed and that may go now, if its socket is still the newest.
 
-        What its inventory already has ends as `same` without a byte sent. In quiet hours nothing else is claimed.
+        What its inventory already has ends as `same` without a byte sent. In quiet hours nothing else is claimed, and
+        what a terminal may not receive stays queued with the reason why.
         """
 
         async def body(transaction: Transaction) -> Owed | None:
             if not await _is_current(transaction, terminal, connection):
+                return None
+            standing = (await self._standings.of(transaction, terminal)).standing
+            if not standing.may_receive:
+                await self._give_reason(transaction, terminal, life.State.QUEUED, standing.reason)
                 return None
             while row := await transaction.row("owed", terminal_id=terminal, hub_now=self._clock.now()):
                 installed = await transaction.row(
@@ -102,6 +113,8 @@ class Deliveries:
                     await self._give_reason(transaction, terminal, life.State.QUEUED, "quiet-hours")
                     return None
                 else:
+                    if row["reason"] in _MAY_NOT_RECEIVE:  # it may again, and the rest waits for its turn only
+                        await self._give_reason(transaction, terminal, life.State.QUEUED, "waiting")
                     return await self._offer(transaction, row, connection, installed)
             return None
 

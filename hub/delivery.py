@@ -1,21 +1,26 @@
-"""One running transfer: a Sender, a pack and what is due next. It never learns of sockets or sessions."""
+"""One running transfer: a Sender, a pack and what is due next. It never learns of sockets or sessions.
+
+What is transferred is an installer that a terminal is owed (Delivery), or the rule set it scans with (RulesTransfer).
+"""
+
+from typing import Any
 
 from msgspec import structs
 
 from hub.objects import Pack
-from hub.records import Owed
+from hub.records import Owed, RulesObject
 from protocol import codec, limits
 from protocol.chunks import chunking_for
 from protocol.life import State
-from protocol.messages import Chunks, ManifestPage, Offer, Progress, TargetRow, Want
+from protocol.messages import Chunks, ManifestPage, Message, Offer, Progress, Rules, TargetRow, Want
 from protocol.transfer import PageDue, Sender
 
 
-class Delivery:
+class Transfer:
     """An object on its way to one terminal. The writer pulls `next_message`; the session feeds the rest."""
 
-    def __init__(self, owed: Owed, pack: Pack) -> None:
-        self.owed = owed
+    def __init__(self, name: str, pack: Pack) -> None:
+        self.name = name
         self._pack = pack
         self._sender = Sender(pack.manifest)
         self._counted_bytes = 0
@@ -39,22 +44,9 @@ class Delivery:
         self._counted_bytes = self.sent_bytes
         return new
 
-    def offer(self) -> Offer:
+    def offer(self) -> Message:
         """The message that begins the transfer."""
-        manifest = self._pack.manifest
-        return Offer(
-            delivery=self.owed.delivery,
-            object=self._pack.digest,
-            size=manifest.size,
-            chunks=manifest.count,
-            stored_size=manifest.stored_size,
-            pages=manifest.page_count,
-            manifest=manifest.digest,
-            chunking=chunking_for(manifest.size),
-            installer=self.owed.installer,
-            attempt=self.owed.attempt,
-            initiator=self.owed.initiator_name,
-        )
+        raise NotImplementedError
 
     def want(self, want: Want) -> None:
         """The terminal lacks these runs. Raises ProtocolError for a want that cannot be."""
@@ -92,6 +84,37 @@ class Delivery:
         data = self._pack.read(due)
         return codec.encode(Chunks(object=self._pack.digest, first=due.first, count=due.count, data=data))
 
+    def _told(self) -> dict[str, Any]:
+        """Return what is said of any object before it comes."""
+        manifest = self._pack.manifest
+        return {
+            "delivery": self.name,
+            "object": self._pack.digest,
+            "size": manifest.size,
+            "chunks": manifest.count,
+            "stored_size": manifest.stored_size,
+            "pages": manifest.page_count,
+            "manifest": manifest.digest,
+            "chunking": chunking_for(manifest.size),
+        }
+
+
+class Delivery(Transfer):
+    """An installer on its way to a terminal that is owed it."""
+
+    def __init__(self, owed: Owed, pack: Pack) -> None:
+        super().__init__(owed.delivery, pack)
+        self.owed = owed
+
+    def offer(self) -> Offer:
+        """The message that begins the transfer."""
+        return Offer(
+            **self._told(),
+            installer=self.owed.installer,
+            attempt=self.owed.attempt,
+            initiator=self.owed.initiator_name,
+        )
+
     def row(self, base: TargetRow) -> TargetRow:
         """Return the target's row with how far the transfer is."""
         return structs.replace(
@@ -102,3 +125,15 @@ class Delivery:
             done=self.done_bytes,
             sent=base.sent + self.sent_bytes,
         )
+
+
+class RulesTransfer(Transfer):
+    """The rule set on its way to a terminal; no row of the database knows of it."""
+
+    def __init__(self, name: str, rules: RulesObject, pack: Pack) -> None:
+        super().__init__(name, pack)
+        self.rules = rules
+
+    def offer(self) -> Rules:
+        """The message that begins the transfer."""
+        return Rules(**self._told())

@@ -5,7 +5,7 @@ from typing import Protocol
 from hub.accounts import Accounts
 from hub.presence import EPOCH, Presence, Roster
 from hub.records import Terminal
-from protocol import codec, messages
+from protocol import codec, limits, messages
 
 
 class Listener(Protocol):
@@ -92,14 +92,17 @@ class DeviceLists:
         ]
 
     def _encode_changes(self, roster: Roster, since: int) -> list[bytes]:
-        """Several messages where the rows do not fit one, each ending at the revision of its last row."""
+        """Several messages where the rows do not fit one, each ending at the revision of its last row.
+
+        Who has gone is told in the first: they never come back.
+        """
         changed = roster.changes_since(since)
+        gone = tuple(terminal for _, terminal in roster.gone_since(since))[: limits.LIST_ITEMS]
         encoded = []
         for page in codec.pages(row for _, row in changed):
-            revision = changed[len(page) - 1][0] if page else roster.revision
+            revision = roster.revision if len(page) == len(changed) else changed[len(page) - 1][0]
             del changed[: len(page)]
-            encoded.append(
-                codec.encode(messages.DeviceChanges(epoch=EPOCH, since=since, revision=revision, changed=page))
-            )
-            since = revision
+            told = messages.DeviceChanges(epoch=EPOCH, since=since, revision=revision, changed=page, gone=gone)
+            encoded.append(codec.encode(told))
+            since, gone = revision, ()
         return encoded

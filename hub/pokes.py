@@ -7,12 +7,12 @@ hubs. Pokes of one topic that nobody has taken yet are one poke.
 import asyncio
 from typing import Literal, TypeAlias
 
-Concern: TypeAlias = Literal["owed", "asked"]
+Concern: TypeAlias = Literal["owed", "asked", "standing"]
 Topic: TypeAlias = tuple[Concern, str]
 
 
 class Pokes:
-    """The pokes of one hub process. A topic is a terminal and what concerns it: what it is owed, or what it asked."""
+    """The pokes of one hub process. A topic is a terminal and what concerns it: what it is owed, what it asked, what it may do."""
 
     def __init__(self) -> None:
         self._topics: set[Topic] = set()

@@ -22,6 +22,7 @@ class Roster:
     def __init__(self, rows: Iterable[DeviceRow]) -> None:
         self._rows = {row.terminal: row for row in rows}
         self._changed_at: dict[str, int] = {}
+        self._gone_at: dict[str, int] = {}
         self.revision = 1
 
     def rows(self) -> tuple[DeviceRow, ...]:
@@ -38,13 +39,26 @@ class Roster:
             return False
         self._rows[row.terminal] = row
         self.revision += 1
+        self._gone_at.pop(row.terminal, None)
         self._changed_at[row.terminal] = self.revision
         return True
+
+    def remove(self, terminal: str) -> None:
+        """Take a device off the list. Which ones went is known for as long as the roster is: they come no more."""
+        if self._rows.pop(terminal, None) is not None:
+            self.revision += 1
+            self._changed_at.pop(terminal, None)
+            self._gone_at[terminal] = self.revision
 
     def changes_since(self, revision: int) -> list[tuple[int, DeviceRow]]:
         """Return (revision, row) of every device changed after `revision`, oldest change first."""
         changed = [(at, self._rows[terminal]) for terminal, at in self._changed_at.items() if at > revision]
         return sorted(changed, key=lambda item: item[0])
+
+    def gone_since(self, revision: int) -> list[tuple[int, str]]:
+        """Return (revision, terminal) of every device that went after `revision`, oldest first."""
+        gone = [(at, terminal) for terminal, at in self._gone_at.items() if at > revision]
+        return sorted(gone)
 
 
 class _Leaving(Struct, frozen=True):
@@ -91,10 +105,18 @@ class Presence:
         return True
 
     def update(self, account: str, row: DeviceRow) -> None:
-        """A terminal's name or device info changed."""
-        current = self.rosters[account].row(row.terminal)
-        if current is not None:
-            self.rosters[account].put(structs.replace(row, online=current.online, address=current.address))
+        """A terminal's name, device info or standing changed."""
+        roster = self.rosters.get(account)
+        current = roster.row(row.terminal) if roster is not None else None
+        if roster is not None and current is not None:
+            roster.put(structs.replace(row, online=current.online, address=current.address))
+
+    def remove(self, account: str, terminal: str) -> None:
+        """A terminal is not one of its account any more; its socket may be there still, and leaves as any other."""
+        self._receiving.discard(terminal)
+        self._leaving.pop(terminal, None)
+        if account in self.rosters:
+            self.rosters[account].remove(terminal)
 
     def tick(self, now: float) -> None:
         """Show those as offline whose grace has passed."""

@@ -2,7 +2,8 @@
 
 Once a second it has the overdue moved and what was put off queued; every ten seconds it keeps hub time on disk, which a
 killed hub therefore lives again at most that long, and has uploads removed that nobody goes on with; and when quiet
-hours end it has everybody looked after.
+hours end it has everybody looked after. Every few seconds those who are to leave and have not heard of it are told,
+every minute those who are to report on their programs.
 """
 
 import asyncio
@@ -15,11 +16,14 @@ from typing import Final
 from hub.deliveries import Deliveries
 from hub.pokes import Pokes
 from hub.presence import Presence
+from hub.revocation import Revocation
 from hub.uploads import Uploads
 from protocol.errors import LockstepError
 
 LOOK_EVERY_SECONDS: Final = 1.0
 KEEP_CLOCK_EVERY_LOOKS: Final = 10
+LOOK_FOR_REVOKED_EVERY_LOOKS: Final = 3
+LOOK_AT_POSTURES_EVERY_LOOKS: Final = 60
 
 log: Final = logging.getLogger("lockstep.hub")
 
@@ -28,8 +32,14 @@ class Reaper:
     """The reaper of one hub."""
 
     def __init__(
-        self, deliveries: Deliveries, pokes: Pokes, presence: Presence, uploads: Uploads | None = None
+        self,
+        deliveries: Deliveries,
+        pokes: Pokes,
+        presence: Presence,
+        uploads: Uploads | None = None,
+        revocation: Revocation | None = None,
     ) -> None:
+        self._revocation = revocation
         self._deliveries = deliveries
         self._pokes = pokes
         self._presence = presence
@@ -58,11 +68,20 @@ class Reaper:
                     await self._deliveries.keep_clock()
                     if self._uploads is not None:
                         await self._uploads.reap()
+                await self._look_at_standings(looks)
             except LockstepError as error:
                 log.error("%s", error)  # a full disk: the next look may have room
             except Exception:
                 log.exception("internal error of the reaper")  # it goes on: without it what is overdue hangs for ever
             await asyncio.sleep(LOOK_EVERY_SECONDS)
+
+    async def _look_at_standings(self, looks: int) -> None:
+        if self._revocation is None:
+            return
+        if looks % LOOK_FOR_REVOKED_EVERY_LOOKS == 0:
+            await self._revocation.look()
+        if looks % LOOK_AT_POSTURES_EVERY_LOOKS == 0:
+            await self._revocation.look_at_postures()
 
     async def look(self) -> None:
         """Act on every deadline that has passed."""

@@ -72,6 +72,16 @@ class RulesObject(Struct, frozen=True, kw_only=True):
     digest: bytes
 
 
+# To a terminal that is to leave: the code, what it means, and what to do.
+ENDED: Final[dict[str, tuple[str, str]]] = {
+    "revoked": (
+        "This device was removed from its account.",
+        "If that was not meant, log in anew with `lockstep-terminal login --replace`.",
+    ),
+    "account-disabled": ("This account is disabled.", "Its devices come back once the hub's owner has enabled it."),
+}
+
+
 class StandingFound(Struct, frozen=True, kw_only=True):
     """What a terminal may do now. `ended` is "revoked" or "account-disabled" for one that is to leave, else empty.
 
@@ -79,6 +89,7 @@ class StandingFound(Struct, frozen=True, kw_only=True):
     """
 
     standing: Standing
+    rights: frozenset[str] = frozenset()
     ended: str = ""
     scan: RulesObject | None = None
 
@@ -97,7 +108,8 @@ class Published(Struct, frozen=True, kw_only=True):
 
     `new` is False unless this publish has brought it, `corrected` unless this one has changed what is known of it.
 
-    Of a release that is `yanked` and a program that is `retired` nothing is chosen.
+    Of a release that is `yanked` and a program that is `retired` nothing is chosen, and nothing whose `verdict` is other
+    than "clean" (`finding` says why).
     """
 
     program: str
@@ -115,6 +127,8 @@ class Published(Struct, frozen=True, kw_only=True):
     retired: bool = False
     new: bool = False
     corrected: bool = False
+    verdict: str = "clean"
+    finding: str = ""
 
 
 class Alias(Struct, frozen=True, kw_only=True):

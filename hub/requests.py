@@ -3,8 +3,10 @@
 import msgspec
 
 from hub.accounts import Accounts
+from hub.enrolling import Enrolling
 from hub.presence import Presence
 from hub.records import Terminal
+from hub.revocation import Revocation
 from hub.syncs import Accepted, Syncs
 from protocol import codec, messages
 from protocol.errors import ProtocolError
@@ -14,7 +16,11 @@ from protocol.messages import Message
 class Requests:
     """Answers the requests of terminals that are logged in."""
 
-    def __init__(self, accounts: Accounts, syncs: Syncs, presence: Presence) -> None:
+    def __init__(
+        self, accounts: Accounts, syncs: Syncs, presence: Presence, revocation: Revocation, enrolling: Enrolling
+    ) -> None:
+        self._enrolling = enrolling
+        self._revocation = revocation
         self._accounts = accounts
         self._syncs = syncs
         self._presence = presence
@@ -22,7 +28,7 @@ class Requests:
     async def answer(self, me: Terminal, request: Message) -> tuple[tuple[Message, ...], Terminal | None]:
         """Carry `request` out for `me`; return the answer, and the terminal as it is now if it changed.
 
-        Raises UsageError, UnknownNameError or ConflictError; the caller sends them as `error`.
+        Raises UsageError, UnknownNameError, ConflictError or RefusedError; the caller sends them as `error`.
         """
         if isinstance(request, messages.DeviceUpdate):
             changed = await self._accounts.update(me, request.name, request.device)
@@ -54,6 +60,14 @@ class Requests:
             case messages.History(id=request_id, before=before):
                 syncs, more = await self._syncs.history(me, before)
                 return (messages.HistoryResult(re=request_id, syncs=tuple(syncs), more=more),)
+            case messages.PairingRequest():
+                return (await self._enrolling.look(me, request),)
+            case messages.Approve():
+                await self._enrolling.approve(me, request)
+                return (messages.Done(re=request.id),)
+            case messages.Revoke(id=request_id, terminal=terminal):
+                await self._revocation.revoke_by(me, terminal)
+                return (messages.Done(re=request_id),)
             case _:
                 raise ProtocolError(f"A {messages.kind_of(request)} is not a request.")
 

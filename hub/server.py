@@ -10,6 +10,7 @@ from websockets.typing import Subprotocol
 
 from hub import session as brain
 from hub.config import Settings, is_loopback
+from hub.pokes import Concern
 from hub.reception import CLOSE_SECONDS, Reception, TerminalConnection, let_wait
 from hub.terminalsocket import Services, TerminalSocket
 from protocol import limits
@@ -17,6 +18,13 @@ from protocol.errors import UnavailableError
 
 _ACCEPTED_AT_ONCE: Final = 32  # then the loop looks after the others; each costs it about 0.1 ms
 _STOP_SECONDS: Final = 5.0
+
+
+_POKED: Final[dict[Concern, type[brain.Owing | brain.Changed | brain.StandingChanged]]] = {
+    "owed": brain.Owing,
+    "asked": brain.Changed,
+    "standing": brain.StandingChanged,
+}
 
 
 class HubServer:
@@ -108,7 +116,7 @@ class HubServer:
                 number = services.presence.socket_of(terminal)
                 socket = services.sockets.get(number) if number is not None else None
                 if socket is not None:
-                    socket.tell(brain.Owing() if concern == "owed" else brain.Changed())
+                    socket.tell(_POKED[concern]())
 
     async def _tick(self) -> None:
         """Tell each account's terminals what changed in its device list, at most four times a second."""

@@ -10,6 +10,10 @@ may upload one installer: publish -> BeginUpload -> TakePage, once a page -> Pre
 frame -> PublishUpload -> published. Reading whole files takes long, so what PrepareUpload and PublishUpload bring back
 comes later; what comes of an upload that has ended is passed over.
 
+What a terminal may do is read after its welcome and whenever something of it changes (ReadStanding): it is told, or its
+socket closed. A receiving one whose posture is due is sent the rule set first, as a transfer that no delivery stands
+behind, and then asked for its report.
+
 A transfer is over when its delivery installs, waits for a person, or ends: then the next is claimed. Until then it has
 the deadlines of `protocol.life`, which every sign of progress sets anew, and all that the hub sends of it: missing one
 counts as a failed try of the terminal, however slow the hub is.
@@ -21,7 +25,7 @@ from typing import Final, TypeAlias
 
 from msgspec import Struct
 
-from hub.records import Changes, Owed, Terminal
+from hub.records import ENDED, Changes, Owed, RulesObject, StandingFound, Terminal
 from protocol import codec, keys, life, limits, messages
 from protocol.conversation import Conversation, Phase, Side
 from protocol.device import DeviceInfo
@@ -38,6 +42,10 @@ CLOSE_REFUSED: Final = 1008
 CLOSE_BUSY: Final = 1013
 CLOSE_REPLACED: Final = 4000
 CLOSE_VIOLATION: Final = 4001
+CLOSE_REVOKED: Final = 4003
+
+# A terminal that was asked for a report and has not sent a good one is asked again after so long.
+_SCAN_AGAIN_SECONDS: Final = 3_600.0
 
 
 # --- events: what happened ----------------------------------------------------------------------------------------
@@ -56,14 +64,21 @@ class Broken(Struct, frozen=True):
     text: str
 
 
-class PasswordChecked(Struct, frozen=True):
-    """The account whose password was right, or None."""
+class PairingBegun(Struct, frozen=True):
+    """The device waits for somebody to approve this code, for so many seconds."""
 
-    account_id: str | None
+    code: str
+    seconds: float
+
+
+class PairingDecided(Struct, frozen=True):
+    """The terminal that the device has become, or the code of why it has not."""
+
+    outcome: Terminal | str
 
 
 class TerminalFound(Struct, frozen=True):
-    """The terminal that wants to log in, or None when there is no such one."""
+    """The terminal that has enrolled or wants to log in, or None when there is no such one."""
 
     terminal: Terminal | None
 
@@ -90,6 +105,18 @@ class Answered(Struct, frozen=True):
 
 class InventorySaved(Struct, frozen=True):
     """The inventory is stored."""
+
+
+class StandingRead(Struct, frozen=True):
+    """What the terminal may do now."""
+
+    found: StandingFound
+
+
+class RulesStarted(Struct, frozen=True):
+    """The rule set was offered."""
+
+    delivery: str
 
 
 class Claimed(Struct, frozen=True):
@@ -171,6 +198,10 @@ class Owing(Struct, frozen=True):
     """Look again: the terminal may be owed something."""
 
 
+class StandingChanged(Struct, frozen=True):
+    """What the terminal may do may have changed: read it again."""
+
+
 class Changed(Struct, frozen=True):
     """Something changed in a sync that this terminal began."""
 
@@ -195,10 +226,14 @@ class Ticked(Struct, frozen=True):
 Event: TypeAlias = (
     Received
     | Broken
-    | PasswordChecked
+    | PairingBegun
+    | PairingDecided
     | TerminalFound
     | Failed
     | Admitted
+    | StandingRead
+    | StandingChanged
+    | RulesStarted
     | Answered
     | InventorySaved
     | Claimed
@@ -231,13 +266,6 @@ class Close(Struct, frozen=True):
     reason: str
 
 
-class CheckPassword(Struct, frozen=True):
-    """Evaluate a password; returns PasswordChecked."""
-
-    account: str
-    password: str
-
-
 class FindTerminal(Struct, frozen=True):
     """Look a terminal up; returns TerminalFound."""
 
@@ -245,9 +273,8 @@ class FindTerminal(Struct, frozen=True):
 
 
 class Enrol(Struct, frozen=True):
-    """Make the device a terminal of the account, or find it; returns TerminalFound or Failed."""
+    """Check the proof and make the device a terminal, or find it; returns TerminalFound, PairingBegun or Failed."""
 
-    account_id: str
     request: messages.Enrol
 
 
@@ -257,6 +284,25 @@ class Admit(Struct, frozen=True):
     terminal: Terminal
     device: DeviceInfo
     receives: bool
+    run: bytes = b""
+
+
+class ReadStanding(Struct, frozen=True):
+    """What may the terminal do now, and is a report due? Returns StandingRead."""
+
+
+class SavePosture(Struct, frozen=True):
+    """Keep a report whose signature and nonce are right; returns StandingRead."""
+
+    posture: messages.Posture
+    report: messages.PostureReport
+
+
+class StartRules(Struct, frozen=True):
+    """Offer the rule set and send it as the terminal wants it; returns RulesStarted or TransferBroken."""
+
+    delivery: str
+    rules: RulesObject
 
 
 class SendDevices(Struct, frozen=True):
@@ -363,10 +409,12 @@ UploadAction: TypeAlias = BeginUpload | TakePage | PrepareUpload | TakeFrame | P
 Action: TypeAlias = (
     Send
     | Close
-    | CheckPassword
     | FindTerminal
     | Enrol
     | Admit
+    | ReadStanding
+    | SavePosture
+    | StartRules
     | SendDevices
     | Answer
     | SaveInventory
@@ -402,6 +450,13 @@ class _Upload(Struct):
     idle_at: float = 0.0
 
 
+# To a device that waited to be approved: what came of it, and what to do.
+_PAIRING_ENDS: Final[dict[str, tuple[str, str]]] = {
+    "pairing-denied": ("This device was turned away.", "Ask whoever looks after the account."),
+    "pairing-expired": ("Nobody approved this device in time.", "Run `lockstep-terminal login` again for a new code."),
+    "replaced": ("This device waits on a newer connection.", ""),
+}
+
 _FROM_TERMINAL: Final = frozenset({_Step.PAGES, _Step.FETCHING})  # when it is the terminal that has to do something
 _UPLOADS_REMEMBERED: Final = 16
 
@@ -418,8 +473,16 @@ class Session:
         self._terminal_nonce = b""
         self._hub_nonce = keys.new_nonce()
         self._proof: messages.Enrol | messages.Login | None = None
+        self._is_pairing = False
         self._inventory_is_in = False
-        self._current: Owed | None = None
+        self._current = ""  # the delivery that is being transferred
+        self._standing = messages.Standing(may_receive=True, may_initiate=True)  # as the terminal knows it
+        self._scan: RulesObject | None = None  # a report is due
+        self._rules: RulesObject | None = None  # what `_current` is, where it is no delivery
+        self._rules_sent = 0
+        self._scan_asked = b""  # the rule set it was last asked to scan with, and when it may be asked again
+        self._scan_again_at = 0.0
+        self._posture_nonce = b""
         self._overdue: life.Deadline | None = None
         self._overdue_at = 0.0
         self._asking: set[str] = set()
@@ -470,24 +533,30 @@ class Session:
                 return self._received(message, now)
             case Broken(code, text):
                 raise ProtocolError(text, code=code)
-            case PasswordChecked() | TerminalFound() | Failed() | Admitted():
-                return self._opening(event)
+            case PairingBegun() | PairingDecided() | TerminalFound() | Failed() | Admitted():
+                return self._opening(event, now)
             case Answered(answer):
                 return [self._send(message) for message in answer]
             case InventorySaved():
                 self._inventory_is_in = self.terminal is not None and self.terminal.receives
                 return self._look_again()
-            case Claimed() | TransferBroken() | LiveChecked() | Reported():
+            case StandingRead(found):
+                return self._stands(found, now)
+            case Claimed() | RulesStarted() | TransferBroken() | LiveChecked() | Reported():
                 return self._deliver(event, now)
             case UploadBegun() | UploadPageTaken() | UploadFetched() | UploadPublished() | UploadFailed():
                 return self._upload_went_on(event, now)
             case _:
                 return self._told(event, now)
 
-    def _told(self, event: Owing | Changed | ChangesRead | Ticked | Replaced | Stopping, now: float) -> list[Action]:
+    def _told(
+        self, event: Owing | Changed | StandingChanged | ChangesRead | Ticked | Replaced | Stopping, now: float
+    ) -> list[Action]:
         match event:
             case Owing():
                 return self._look_again()
+            case StandingChanged():
+                return [ReadStanding()] if self.is_open else []  # it is read after the welcome in any case
             case Changed():
                 self._changes_due = self.is_open
                 return []
@@ -521,14 +590,20 @@ class Session:
                 "Log in with an address the hub has, or add it to the hub's `names`.",
                 code="wrong-hub-name",
             )
-        if isinstance(proof, messages.Enrol):
-            return [CheckPassword(proof.account, proof.password)]
-        return [FindTerminal(proof.terminal)]
+        return self._enrol(proof) if isinstance(proof, messages.Enrol) else [FindTerminal(proof.terminal)]
 
-    def _opening(self, event: PasswordChecked | TerminalFound | Failed | Admitted) -> list[Action]:
+    def _opening(
+        self, event: PairingBegun | PairingDecided | TerminalFound | Failed | Admitted, now: float
+    ) -> list[Action]:
         match event:
-            case PasswordChecked(account_id):
-                return self._enrol(account_id)
+            case PairingBegun(code, seconds):
+                self._is_pairing, self._login_by = True, now + seconds
+                return [self._send(messages.Pairing(code=code, seconds=seconds))]
+            case PairingDecided(str(code)):
+                return self._refuse(*_PAIRING_ENDS[code], code=code)
+            case PairingDecided(Terminal() as terminal):
+                self._is_pairing, self._login_by = False, now + limits.LOGIN_SECONDS
+                return self._admit(terminal)
             case TerminalFound(terminal):
                 return self._admit(terminal)
             case Failed(code, text, hint) if self.is_open:
@@ -538,11 +613,11 @@ class Session:
             case Admitted(terminal):
                 return self._welcome(terminal)
 
-    def _enrol(self, account_id: str | None) -> list[Action]:
-        proof = self._proof
-        assert isinstance(proof, messages.Enrol)
-        if account_id is None:
-            return self._refuse("The account or the password is wrong.", "Check both and try again.")
+    def _enrol(self, proof: messages.Enrol) -> list[Action]:
+        """Have the proof checked once the signature is right: junk that nobody signed costs no Argon2."""
+        ways = (bool(proof.account or proof.password), bool(proof.join_key), bool(proof.token), proof.pair)
+        if sum(ways) != 1:
+            raise ProtocolError("A device enrols in exactly one of four ways.")
         signed = keys.enrol_bytes(
             terminal_nonce=self._terminal_nonce,
             hub_nonce=self._hub_nonce,
@@ -554,7 +629,7 @@ class Session:
         )
         if not keys.verifies(proof.device_key, proof.signature, signed):
             return self._refuse("The enrolment is not signed by the device key it names.", "")
-        return [Enrol(account_id, proof)]
+        return [Enrol(proof)]
 
     def _admit(self, terminal: Terminal | None) -> list[Action]:
         proof = self._proof
@@ -575,7 +650,15 @@ class Session:
             return self._refuse(
                 "This hub does not know this terminal.", "Run `lockstep-terminal login` again.", code="unknown-terminal"
             )
-        return [Admit(terminal, proof.device, receives=proof.receives)]
+        ended = "revoked" if terminal.is_revoked else "account-disabled" if terminal.is_disabled else ""
+        if ended:
+            return self._refuse(*ENDED[ended], code=ended)
+        return [Admit(terminal, proof.device, receives=proof.receives, run=proof.run)]
+
+    def _too_late(self) -> list[Action]:
+        if self._is_pairing:
+            return self._refuse(*_PAIRING_ENDS["pairing-expired"], code="pairing-expired")
+        return [Close(CLOSE_REFUSED, "")]
 
     def _welcome(self, terminal: Terminal) -> list[Action]:
         self.terminal = terminal
@@ -588,7 +671,7 @@ class Session:
             message_bytes=limits.MESSAGE_BYTES,
             frame_bytes=limits.FRAME_BYTES,
         )
-        return [self._send(welcome), SendDevices(0)]
+        return [self._send(welcome), SendDevices(0), ReadStanding()]
 
     # --- open -----------------------------------------------------------------------------------------------------
 
@@ -600,12 +683,12 @@ class Session:
                 return self._prove(message)
             case messages.DevicesRequest(id=request):
                 return [SendDevices(request)]
-            case messages.Inventory(asking=asking):
-                if not self._inventory_is_in:
-                    self._asking.update(asking)  # what ended while the terminal was away is withdrawn at the first look
-                return [SaveInventory(message, first=not self._inventory_is_in)]
+            case messages.Inventory():
+                return self._inventory(message)
             case messages.State():
                 return [Report(message)]
+            case messages.Posture():
+                return self._posture(message)
             case messages.Noted(of=sync):
                 self._changes_due = True  # there may be more ends to tell than go at once
                 return [NoteSync(sync)]
@@ -620,6 +703,11 @@ class Session:
             case _:
                 return [Answer(message)]
 
+    def _inventory(self, inventory: messages.Inventory) -> list[Action]:
+        if not self._inventory_is_in:
+            self._asking.update(inventory.asking)  # what ended while it was away is withdrawn at the first look
+        return [SaveInventory(inventory, first=not self._inventory_is_in)]
+
     def _transfer(
         self, message: messages.Want | messages.Progress | messages.Received | messages.Refused, now: float
     ) -> list[Action]:
@@ -631,26 +719,34 @@ class Session:
         match message:
             case messages.Want():
                 self._set_deadline(life.State.DOWNLOADING, now)
-                return [FeedWant(message), Report(messages.State(delivery=delivery, state=life.State.DOWNLOADING))]
+                downloading = Report(messages.State(delivery=delivery, state=life.State.DOWNLOADING))
+                return [FeedWant(message)] if self._rules else [FeedWant(message), downloading]
             case messages.Progress():
                 self._set_deadline(life.State.DOWNLOADING, now)
                 return [FeedProgress(message)]
+            case messages.Refused() | messages.Received() if self._rules:
+                return self._rules_ended(self._rules, there=isinstance(message, messages.Received))
             case messages.Refused():
                 return [StopTransfer(), Report(_failed(delivery, message.reason, message.detail))]
             case messages.Received():
                 return []  # the state report that follows says it for the delivery
 
-    def _deliver(self, event: Claimed | TransferBroken | LiveChecked | Reported, now: float) -> list[Action]:
+    def _deliver(
+        self, event: Claimed | RulesStarted | TransferBroken | LiveChecked | Reported, now: float
+    ) -> list[Action]:
         match event:
             case Claimed(owed):
                 self._busy_looking = False
                 if owed is None:
                     return self._look_again() if self._look_once_more else []
-                self._current = owed
+                self._current = owed.delivery
                 self._asking.discard(owed.delivery)
                 self._offered.add(owed.delivery)
                 self._set_deadline(life.State.OFFERED, now)
                 return [StartTransfer(owed)]
+            case RulesStarted():
+                self._set_deadline(life.State.OFFERED, now)
+                return []
             case TransferBroken(delivery, code, text, offered):
                 return self._give_up(delivery, code, text, offered=offered)
             case LiveChecked(gone):
@@ -667,16 +763,18 @@ class Session:
             return []  # it has ended meanwhile
         self._overdue = None
         withdraw = [self._send(messages.Withdraw(delivery=delivery))] if offered else []
+        if self._rules:
+            return [*withdraw, *self._rules_ended(self._rules, there=False)]
         return [StopTransfer(), *withdraw, Report(_failed(delivery, reason, detail))]
 
     def _live_checked(self, gone: tuple[str, ...]) -> list[Action]:
         self._busy_looking = False
         self._asking.difference_update(gone)
         actions: list[Action] = [self._send(messages.Withdraw(delivery=delivery)) for delivery in gone]
-        if self._current is not None and self._current.delivery in gone:
+        if self._current in gone:
             actions.insert(0, StopTransfer())
             self._end_transfer()
-        if self._current is None:
+        if not self._current:
             return [*actions, *self._claim()]
         return [*actions, *self._look_again()] if self._look_once_more else actions
 
@@ -712,14 +810,15 @@ class Session:
         return [] if waits else self._look_again()
 
     def _is_current(self, delivery: str) -> bool:
-        return self._current is not None and self._current.delivery == delivery
+        return self._current == delivery
 
     def _set_deadline(self, state: life.State, now: float) -> None:
         self._overdue = life.DEADLINES[state]
         self._overdue_at = now + self._overdue.seconds
 
     def _end_transfer(self) -> None:
-        self._current = None
+        self._current = ""
+        self._rules = None
         self._overdue = None
 
     def _next(self) -> list[Action]:
@@ -733,17 +832,65 @@ class Session:
         if self._busy_looking:
             self._look_once_more = True
             return []
-        held = ((self._current.delivery,) if self._current else ()) + tuple(self._asking)
+        held = ((self._current,) if self._current and not self._rules else ()) + tuple(self._asking)
         if not held:
-            return self._claim()
+            return [] if self._current else self._claim()
         self._busy_looking = True
         self._look_once_more = False
         return [CheckLive(held)]
 
     def _claim(self) -> list[Action]:
+        if self._scan is not None:
+            return self._send_rules(self._scan)
         self._busy_looking = True
         self._look_once_more = False
         return [Claim()]
+
+    # --- standing and posture -------------------------------------------------------------------------------------
+
+    def _stands(self, found: StandingFound, now: float) -> list[Action]:
+        """Tell the terminal what it may do if that has changed; see whether it is to scan."""
+        if found.ended:
+            text, hint = ENDED[found.ended]
+            return [self._error(found.ended, text, hint), Close(CLOSE_REVOKED, found.ended)]
+        if found.scan is not None and (found.scan.digest != self._scan_asked or now >= self._scan_again_at):
+            self._scan = found.scan
+            self._scan_asked = found.scan.digest
+            self._scan_again_at = now + _SCAN_AGAIN_SECONDS
+        told = [self._send(found.standing)] if found.standing != self._standing else []
+        self._standing = found.standing
+        return [*told, *self._look_again()]
+
+    def _send_rules(self, rules: RulesObject) -> list[Action]:
+        self._scan = None
+        self._rules = rules
+        self._rules_sent += 1
+        self._current = f"rules-{self._rules_sent}"
+        self._offered.add(self._current)
+        return [StartRules(self._current, rules)]
+
+    def _rules_ended(self, rules: RulesObject, *, there: bool) -> list[Action]:
+        """Ask for a report if the terminal has the rule set; then it is the deliveries' turn."""
+        actions: list[Action] = [StopTransfer()]
+        if there:
+            self._posture_nonce = keys.new_nonce()
+            actions.append(self._send(messages.PostureRequest(rules=rules.digest, nonce=self._posture_nonce)))
+        return [*actions, *self._next()]
+
+    def _posture(self, posture: messages.Posture) -> list[Action]:
+        """Check a report. One that answers an older request, or none, changes nothing.
+
+        The same request may be answered again: whoever has mended what was found need not wait to be asked.
+        """
+        assert self.terminal is not None
+        signed = keys.posture_bytes(
+            hub_key=self._hub_key.public, terminal=self.terminal.terminal_id, report=posture.report
+        )
+        if not keys.verifies(self.terminal.device_key, posture.signature, signed):
+            raise ProtocolError("The posture is not signed by this terminal, for this hub.", code="not-authorised")
+        report = codec.decode_report(posture.report)
+        asked = bool(self._posture_nonce) and report.nonce == self._posture_nonce and report.rules == self._scan_asked
+        return [SavePosture(posture, report)] if asked else []
 
     # --- an upload ------------------------------------------------------------------------------------------------
 
@@ -837,12 +984,12 @@ class Session:
 
     def _tick(self, sent_at: float, now: float) -> list[Action]:
         if not self.is_open:
-            return [Close(CLOSE_REFUSED, "")] if now >= self._login_by else []
+            return self._too_late() if now >= self._login_by else []
         if self._overdue and self._current and now >= self._overdue_at:
             # A terminal cannot go on with what the hub has not sent: limits and others' turns are not its fault.
             self._overdue_at = max(self._overdue_at, sent_at + self._overdue.seconds)
             if now >= self._overdue_at:
-                return self._give_up(self._current.delivery, self._overdue.reason, self._overdue.detail)
+                return self._give_up(self._current, self._overdue.reason, self._overdue.detail)
         if self._upload and self._upload.step in _FROM_TERMINAL and now >= self._upload.idle_at:
             return self._refuse_upload(self._upload.upload, "no-progress", "Nothing more of it came for too long.")
         if self._changes_due and now >= self._changes_after:

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from typing import Final
 
 from hub.policy import LastPosture, Policy, is_due, standing_of
-from hub.records import RulesObject, StandingFound
+from hub.records import ENDED, Right, RulesObject, StandingFound
 from hub.store import Row, Transaction
-from protocol.errors import LockstepError, NotLoggedInError, RefusedError
+from protocol.errors import NotLoggedInError, RefusedError
 from protocol.messages import Standing
 
 REVOKED: Final = "revoked"
@@ -33,7 +33,8 @@ class Standings:
         rights = frozenset(row["account_rights"].split()) & frozenset(row["terminal_rights"].split())
         posture, rules = _posture(row), self._rules()
         due = rules is not None and is_due(posture, self.policy, rules.digest, now)
-        return StandingFound(standing=standing_of(rights, posture, self.policy, now), scan=rules if due else None)
+        standing = standing_of(rights, posture, self.policy, now)
+        return StandingFound(standing=standing, rights=rights, scan=rules if due else None)
 
     async def check_initiates(self, transaction: Transaction, terminal: str) -> None:
         """Raise RefusedError where what this terminal asks for does not count: it is checked before its request is."""
@@ -43,6 +44,20 @@ class Standings:
         standing = found.standing
         if not standing.may_initiate:
             raise RefusedError(standing.detail, hint=standing.hint, code=standing.reason)
+
+    async def check_right(self, transaction: Transaction, terminal: str, right: Right) -> None:
+        """Raise RefusedError where a terminal does not have a right, or is quarantined."""
+        found = await self.of(transaction, terminal)
+        if found.ended:
+            raise gone(found.ended)
+        if right not in found.rights:
+            raise RefusedError(
+                f"This device may not do that: it, or its account, does not have the right {right!r}.",
+                hint="The hub's owner gives it with `lockstep-hub account allow` or `lockstep-hub device allow`.",
+                code="not-allowed",
+            )
+        if found.standing.quarantined:
+            raise RefusedError(found.standing.detail, hint=found.standing.hint, code=found.standing.reason)
 
     def is_quarantined(self, findings: int) -> bool:
         """Return whether so many findings of its last report keep a terminal apart."""
@@ -58,17 +73,10 @@ class Standings:
         return [row["terminal_id"] for row in rows]
 
 
-def gone(code: str) -> LockstepError:
+def gone(code: str) -> RefusedError:
     """Return the error that tells a terminal that it is revoked, or that its account is disabled."""
-    if code == DISABLED:
-        return RefusedError(
-            "This account is disabled.", hint="The hub's owner enables it; this device then comes back.", code=code
-        )
-    return NotLoggedInError(
-        "This device was removed from its account.",
-        hint="If that was not meant, log in anew with `lockstep-terminal login --replace`.",
-        code=code,
-    )
+    text, hint = ENDED[code]
+    return (RefusedError if code == DISABLED else NotLoggedInError)(text, hint=hint, code=code)
 
 
 def _posture(row: Row) -> LastPosture | None:

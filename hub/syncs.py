@@ -19,7 +19,9 @@ from hub.deliveries import Deliveries, Move, count_states, end_if_over, target_r
 from hub.pokes import Pokes
 from hub.records import Changes, Terminal, new_id
 from hub.resolver import Resolver, read_choice
+from hub.standing import REVOKED, Standings
 from hub.store import Row, Store, Transaction
+from hub.verdicts import WITHHELD
 from protocol import life, limits
 from protocol.device import InstallerKind
 from protocol.errors import UnknownNameError, UsageError
@@ -62,7 +64,9 @@ class Syncs:
         *,
         check_room: Callable[[], None],
         delivery_seconds: float,
+        standings: Standings | None = None,
     ) -> None:
+        self._standings = standings or Standings()
         self._store = store
         self._pokes = pokes
         self._deliveries = deliveries
@@ -101,10 +105,11 @@ class Syncs:
         """Commit a sync and its deliveries, and poke the targets. The same request key is the same sync.
 
         Raises UnknownNameError for an unknown program or target, UsageError when there is no target, RefusedError when
-        the hub's disk is nearly full.
+        this terminal's requests do not count (`not-allowed`, `posture-failed`) or the hub's disk is nearly full.
         """
 
         async def body(transaction: Transaction) -> Accepted:
+            await self._standings.check_initiates(transaction, terminal.terminal_id)
             if known := await _known(transaction, terminal, request.request_key):
                 return known
             self._check_room()
@@ -117,10 +122,11 @@ class Syncs:
         """Commit a sync that brings back what targets of another had before it. The same request key is the same sync.
 
         Raises UnknownNameError for an unknown sync or target, UsageError when it has put nothing on any target,
-        RefusedError when the hub's disk is nearly full.
+        RefusedError as `accept` does.
         """
 
         async def body(transaction: Transaction) -> Accepted:
+            await self._standings.check_initiates(transaction, terminal.terminal_id)
             if known := await _known(transaction, terminal, request.request_key):
                 return known
             self._check_room()
@@ -150,10 +156,11 @@ class Syncs:
     async def cancel(self, terminal: Terminal, sync: str) -> tuple[int, int]:
         """End what has not begun to install; return how many targets are cancelled now and for how many it is too late.
 
-        Asking again changes nothing and answers the same.
+        Asking again changes nothing and answers the same. Raises UnknownNameError, and RefusedError as `accept` does.
         """
 
         async def body(transaction: Transaction) -> tuple[int, int]:
+            await self._standings.check_initiates(transaction, terminal.terminal_id)
             of = await _sync_of(transaction, terminal, sync)
             ended = []
             for found in await transaction.rows("open_deliveries", sync_id=sync):
@@ -275,6 +282,9 @@ class Syncs:
     async def _undo_row(self, transaction: Transaction, program: str, row: Row) -> TargetRow:
         """Say what undoing does to one target of a sync: its version before is sent, or why not."""
         base = TargetRow(terminal=row["terminal_id"], name=row["name"], state=life.State.NO_MATCH.value)
+        if row["revoked_at"] is not None:
+            detail = "It was removed from the account."
+            return structs.replace(base, state=life.State.DENIED.value, reason=REVOKED, detail=detail)
         if row["state"] != life.State.DONE:
             detail = f"That sync ended as {row['state']} here, so there is nothing to take back."
             return structs.replace(base, reason="nothing-to-undo", detail=detail)
@@ -300,6 +310,10 @@ class Syncs:
             return structs.replace(
                 base, state=life.State.SAME.value, reason="installed", detail=f"It has {before['version']} already."
             )
+        if before["verdict"] != "clean":
+            detail = f"{program} {before['version']} is {before['verdict']}, so it is not sent: {before['finding']}"
+            reason = "infected" if before["verdict"] in WITHHELD else "not-scanned"
+            return structs.replace(base, reason=reason, detail=detail[: limits.TEXT_CHARACTERS])
         detail = f"Version {before['version']} comes back."
         reason = self._reason_to_wait(row["terminal_id"])
         return structs.replace(base, state=life.State.QUEUED.value, reason=reason, detail=detail)

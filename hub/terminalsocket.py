@@ -17,17 +17,23 @@ from websockets.exceptions import ConnectionClosed
 
 from hub import session as brain
 from hub.accounts import Accounts
+from hub.clones import Clones
 from hub.config import Settings
 from hub.deliveries import Deliveries
-from hub.delivery import Delivery
+from hub.delivery import Delivery, RulesTransfer, Transfer
 from hub.devices import DeviceLists
+from hub.enrolling import Enrolling
 from hub.fairness import Bucket, FairRoom, SharedBandwidth
 from hub.objects import Objects
+from hub.pairings import Pairing
 from hub.pokes import Pokes
+from hub.postures import Postures
 from hub.presence import Presence
-from hub.reception import TerminalConnection
-from hub.records import Owed, Terminal
+from hub.reception import CLOSE_SECONDS, TerminalConnection
+from hub.records import Owed, RulesObject, Terminal
 from hub.requests import Requests
+from hub.revocation import Revocation
+from hub.standing import REVOKED
 from hub.syncs import SYNCS_TOLD_AT_ONCE, Syncs
 from hub.uploads import Upload, Uploads
 from protocol import codec, limits, messages
@@ -54,23 +60,30 @@ class Services:
         settings: Settings,
         hub_key: SigningKey,
         accounts: Accounts,
+        enrolling: Enrolling,
         objects: Objects,
         pokes: Pokes,
         presence: Presence,
         deliveries: Deliveries,
         syncs: Syncs,
         uploads: Uploads,
+        revocation: Revocation,
+        postures: Postures,
     ) -> None:
         self.settings = settings
         self.hub_key = hub_key
         self.accounts = accounts
+        self.enrolling = enrolling
         self.deliveries = deliveries
         self.syncs = syncs
         self.uploads = uploads
         self.objects = objects
         self.pokes = pokes
         self.presence = presence
-        self.requests = Requests(accounts, syncs, presence)
+        self.revocation = revocation
+        self.postures = postures
+        self.clones = Clones()
+        self.requests = Requests(accounts, syncs, presence, revocation, enrolling)
         self.devices = DeviceLists(presence)
         self.sockets: dict[int, TerminalSocket] = {}
         self.frame_room = FairRoom(settings.bytes_in_flight)
@@ -130,8 +143,10 @@ class TerminalSocket:
         self._devices_changed = False
         self._ping_due = False
         self._closing: brain.Close | None = None
-        self._delivery: Delivery | None = None
+        self._delivery: Transfer | None = None
+        self._other_copy = ""
         self._upload: Upload | None = None
+        self._pairing: Pairing | None = None
         self._bucket: Bucket | None = None
         self._largest_frame_bytes = limits.FRAME_BYTES
         self._again_at: float | None = None
@@ -144,7 +159,15 @@ class TerminalSocket:
         """The terminal that is logged in here, or None before that."""
         return self._session.terminal
 
-    def tell(self, event: brain.Owing | brain.Changed | brain.Replaced | brain.Stopping) -> None:
+    def tell(
+        self,
+        event: brain.Owing
+        | brain.Changed
+        | brain.StandingChanged
+        | brain.PairingDecided
+        | brain.Replaced
+        | brain.Stopping,
+    ) -> None:
         """Pass the session an event from elsewhere; one that waits already is not queued twice."""
         if type(event) not in self._told:
             self._told.add(type(event))
@@ -315,17 +338,17 @@ class TerminalSocket:
         since = self._delivery.unacknowledged_since if self._delivery is not None else None
         return None if since is None else max(since, self._connection.liveness.heard_at) + limits.SEND_SECONDS
 
-    def _next_frame(self, delivery: Delivery) -> bytes | None:
+    def _next_frame(self, delivery: Transfer) -> bytes | None:
         try:
             return delivery.next_message(self._loop.time(), self._largest_frame_bytes)
         except BadDataError as error:
             self._break_transfer(delivery, error)
             return None
 
-    def _break_transfer(self, delivery: Delivery, error: BadDataError) -> None:
+    def _break_transfer(self, delivery: Transfer, error: BadDataError) -> None:
         log.error("%s", error)
         delivery.is_broken = True
-        self._inbox.put_nowait(brain.TransferBroken(delivery.owed.delivery, error.code, error.message))
+        self._inbox.put_nowait(brain.TransferBroken(delivery.name, error.code, error.message))
 
     async def _send_within(self, sending: Any) -> None:
         try:
@@ -378,10 +401,8 @@ class TerminalSocket:
             case brain.Send(message):
                 self.queue(codec.encode(message))
             case brain.Close():
-                self._log_close(action)
-                self._closing = action
-                self._wake.set()
-            case brain.CheckPassword() | brain.FindTerminal() | brain.Enrol() | brain.Admit():
+                self._begin_to_close(action)
+            case brain.FindTerminal() | brain.Enrol() | brain.Admit():
                 self._connection.begin_work()
                 try:
                     return await self._open(action)
@@ -390,6 +411,8 @@ class TerminalSocket:
             case brain.SendDevices(request):
                 assert self.terminal is not None
                 self.devices_revision = self._services.devices.whole_list(self, self.terminal.account_id, request)
+            case brain.ReadStanding() | brain.SavePosture():
+                return await self._look_at_standing(action)
             case brain.Answer(request):
                 return brain.Answered(await self._answer(request))
             case brain.ReadChanges(since):
@@ -406,6 +429,13 @@ class TerminalSocket:
                 return await self._deliver(action)
         return None
 
+    def _begin_to_close(self, close: brain.Close) -> None:
+        self._log_close(close)
+        self._closing = close
+        self._wake.set()
+        if close.code == brain.CLOSE_REVOKED:  # even one that takes nothing more is soon gone
+            self._loop.call_later(CLOSE_SECONDS, self._abort)
+
     def queue(self, data: bytes) -> None:
         """Queue a control message. A socket whose queue is full is too slow and is cut."""
         if self._closing is not None:
@@ -417,22 +447,29 @@ class TerminalSocket:
             self._closing = brain.Close(CLOSE_TOO_SLOW, "too slow: more than 64 messages were waiting")
             self._log_close(self._closing)
 
-    async def _open(self, action: brain.CheckPassword | brain.FindTerminal | brain.Enrol | brain.Admit) -> brain.Event:
-        accounts = self._services.accounts
+    async def _open(self, action: brain.FindTerminal | brain.Enrol | brain.Admit) -> brain.Event:
         try:
             match action:
-                case brain.CheckPassword(account, password):
-                    return brain.PasswordChecked(await accounts.check_password(account, password))
                 case brain.FindTerminal(terminal):
-                    return brain.TerminalFound(await accounts.find(terminal))
-                case brain.Enrol(account_id, request):
-                    return brain.TerminalFound(await accounts.enrol(account_id, request, self.address))
+                    return brain.TerminalFound(await self._services.accounts.find(terminal))
+                case brain.Enrol(request):
+                    return await self._enrol(request)
                 case brain.Admit():
                     return brain.Admitted(await self._admit(action))
         except LockstepError as error:
             if isinstance(error, UnavailableError):
                 log.error("%s: %s", self, error)
             return brain.Failed(error.code, error.message, error.hint)
+
+    async def _enrol(self, request: messages.Enrol) -> brain.Event:
+        outcome = await self._services.enrolling.enrol(
+            request, self.address, self.host, lambda outcome: self.tell(brain.PairingDecided(outcome))
+        )
+        if isinstance(outcome, Terminal):
+            return brain.TerminalFound(outcome)
+        self._pairing = outcome
+        self._connection.leave_doorway()  # it waits for a person now, with a bound of its own
+        return brain.PairingBegun(outcome.code, self._services.enrolling.seconds_left(outcome))
 
     async def _admit(self, admit: brain.Admit) -> Terminal:
         services = self._services
@@ -447,10 +484,11 @@ class TerminalSocket:
             # The login counts all the same, so nothing the older socket says would: it must not linger.
             self._replace(services.presence.socket_of(admit.terminal.terminal_id))
             raise
-        self._replace(
-            services.presence.join(
-                terminal.account_id, services.accounts.device_row(terminal, online=admit.receives), self.number
-            )
+        row = services.accounts.device_row(terminal, online=admit.receives)
+        older = services.presence.join(terminal.account_id, row, self.number)
+        self._replace(older)
+        self._other_copy = services.clones.login(
+            terminal.terminal_id, admit.run, self._host, replaced=older is not None, now=self._loop.time()
         )
         self._connection.leave_doorway()
         self._connection.has_logged_in = True
@@ -465,6 +503,38 @@ class TerminalSocket:
     def _replace(self, older: int | None) -> None:
         if older is not None and older in self._services.sockets:
             self._services.sockets[older].tell(brain.Replaced())
+
+    async def _look_at_standing(self, action: brain.ReadStanding | brain.SavePosture) -> brain.Event:
+        services, me = self._services, self._me
+        if self._other_copy:
+            other, self._other_copy = self._other_copy, ""
+            await self._raise_clone_alarm(other)
+        if isinstance(action, brain.SavePosture):
+            await self._save_posture(action.posture, action.report)
+        found = await services.accounts.standing(me.terminal_id)
+        if found.ended == REVOKED:
+            services.presence.remove(me.account_id, me.terminal_id)  # it may have joined after it was removed
+        return brain.StandingRead(found)
+
+    async def _raise_clone_alarm(self, other: str) -> None:
+        me = self._me
+        if await self._services.revocation.mark_cloned(me.terminal_id, self._host, other):
+            log.warning(
+                "the key of %s (%s) of %s is in two places: %s and %s. `lockstep-hub device revoke` ends it, "
+                "`device clear` ends the alarm",
+                me.name, me.terminal_id, me.account_name, other, self._host,
+            )  # fmt: skip
+
+    async def _save_posture(self, posture: messages.Posture, report: messages.PostureReport) -> None:
+        services, me = self._services, self._me
+        if await services.postures.save(me.terminal_id, me.connection, posture, report):
+            await services.revocation.show(me.terminal_id)
+            rules = ", ".join(sorted({repr(finding.rule) for finding in report.findings}))
+            log.warning("%s is %s", self, f"quarantined: {rules}" if rules else "out of quarantine")
+
+    @property
+    def _host(self) -> str:
+        return self.address.rpartition(":")[0]
 
     async def _answer(self, request: Message) -> tuple[Message, ...]:
         try:
@@ -553,6 +623,8 @@ class TerminalSocket:
                 return brain.Reported(state, await self._report(state))
             case brain.StartTransfer(owed):
                 return self._start_transfer(owed)
+            case brain.StartRules(delivery, rules):
+                return self._start_rules(delivery, rules)
             case brain.StopTransfer():
                 await self._stop_transfer()
             case brain.FeedWant(want):
@@ -580,6 +652,15 @@ class TerminalSocket:
         self.queue(codec.encode(self._delivery.offer()))
         return None
 
+    def _start_rules(self, delivery: str, rules: RulesObject) -> brain.Event:
+        try:
+            self._delivery = RulesTransfer(delivery, rules, self._services.objects.open(rules.digest))
+        except LockstepError as error:
+            log.error("%s", error)
+            return brain.TransferBroken(delivery, error.code, error.message, offered=False)
+        self.queue(codec.encode(self._delivery.offer()))
+        return brain.RulesStarted(delivery)
+
     def _feed_want(self, want: messages.Want) -> brain.Event | None:
         if self._delivery is None:
             return None
@@ -597,15 +678,17 @@ class TerminalSocket:
             self._delivery.progress(progress, self._loop.time())
         except ProtocolError as error:
             return brain.Broken(error.code, error.message)
-        self._services.note_progress(self._delivery)
         self._wake.set()
+        if not isinstance(self._delivery, Delivery):
+            return None
+        self._services.note_progress(self._delivery)
         if self._delivery.uncounted_bytes >= COUNT_SENT_EVERY_BYTES:  # so that a hub that is killed has counted most
             await self._count_sent(self._delivery)
         return None
 
     async def _report(self, state: messages.State) -> str:
         sent = 0
-        if self._delivery is not None and self._delivery.owed.delivery == state.delivery:
+        if isinstance(self._delivery, Delivery) and self._delivery.name == state.delivery:
             if state.state != State.DOWNLOADING:
                 self._services.forget_progress(self._delivery.owed)
             if state.state in FINAL:
@@ -620,13 +703,13 @@ class TerminalSocket:
     async def _stop_transfer(self) -> None:
         delivery, self._delivery = self._delivery, None
         self._services.transfers.leave(self._me.account_id, self)
-        if delivery is not None:
+        if isinstance(delivery, Delivery):
             self._services.forget_progress(delivery.owed)
             await self._count_sent(delivery)
 
     async def _count_sent(self, delivery: Delivery) -> None:
         if sent := delivery.take_sent_bytes():
-            await self._services.deliveries.add_sent(delivery.owed.delivery, sent)
+            await self._services.deliveries.add_sent(delivery.name, sent)
 
     async def _read_changes(self, since: int) -> brain.Event:
         changes = await self._services.syncs.changes(self._me.terminal_id, since)
@@ -643,6 +726,8 @@ class TerminalSocket:
 
     async def _leave(self) -> None:
         services = self._services
+        if self._pairing is not None:
+            services.enrolling.pairings.leave(self._pairing)
         if self.terminal is None:
             return
         me = self._me

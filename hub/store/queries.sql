@@ -185,8 +185,10 @@ DELETE FROM aliases WHERE os_type = :os_type AND package_name = :package_name AN
 SELECT * FROM installers WHERE digest = :digest;
 
 -- name: add_installer
-INSERT INTO installers (digest, program_id, version, kind, package_name, file_version, file_name, facts, size, created_at)
-VALUES (:digest, :program_id, :version, :kind, :package_name, :file_version, :file_name, :facts, :size, :now);
+INSERT INTO installers (digest, program_id, version, kind, package_name, file_version, file_name, facts, size, created_at,
+    verdict, finding)
+VALUES (:digest, :program_id, :version, :kind, :package_name, :file_version, :file_name, :facts, :size, :now,
+    :verdict, :finding);
 
 -- name: correct_installer
 UPDATE installers SET kind = :kind, package_name = :package_name, file_version = :file_version, facts = :facts
@@ -198,9 +200,16 @@ SELECT * FROM installers WHERE program_id = :program_id AND version = :version O
 -- name: candidates_of_program
 SELECT i.*, r.channel FROM programs p CROSS JOIN releases r ON r.program_id = p.program_id
 CROSS JOIN installers i ON i.program_id = r.program_id AND i.version = r.version
-WHERE p.program_id = :program_id AND p.retired = 0 AND r.yanked = 0
+WHERE p.program_id = :program_id AND p.retired = 0 AND r.yanked = 0 AND i.verdict = 'clean'
     AND (:version <> '' OR r.channel IN ('stable', :channel))
 ORDER BY i.digest;
+
+-- name: withheld_of_program
+SELECT i.version, i.file_name, i.verdict, i.finding FROM releases r
+CROSS JOIN installers i ON i.program_id = r.program_id AND i.version = r.version
+WHERE r.program_id = :program_id AND r.yanked = 0 AND i.verdict <> 'clean'
+    AND (:version <> '' OR r.channel IN ('stable', :channel))
+ORDER BY r.version_key DESC, i.digest;
 
 -- name: releases_of_program
 SELECT * FROM releases WHERE program_id = :program_id ORDER BY version_key DESC, version;
@@ -326,7 +335,7 @@ SELECT d.*, s.program_id, s.initiator, a.name AS initiator_name, t.name, i.kind,
 FROM deliveries d JOIN syncs s ON s.sync_id = d.sync_id JOIN terminals t ON t.terminal_id = d.terminal_id
 JOIN terminals a ON a.terminal_id = s.initiator JOIN installers i ON i.digest = d.digest
 WHERE d.terminal_id = :terminal_id AND d.is_final = 0 AND d.follows IS NULL AND d.retry_at <= :hub_now
-    AND d.state IN ('queued', 'offered', 'downloading', 'verifying')
+    AND d.state IN ('queued', 'offered', 'downloading', 'verifying') AND i.verdict = 'clean'
     AND NOT EXISTS (
         SELECT 1 FROM deliveries o JOIN syncs p ON p.sync_id = o.sync_id
         WHERE o.terminal_id = d.terminal_id AND o.is_final = 0 AND o.state = 'installing' AND p.program_id = s.program_id)
@@ -506,3 +515,38 @@ UPDATE join_keys SET uses_left = uses_left - 1 WHERE join_key_id = :join_key_id 
 
 -- name: revoke_join_key
 UPDATE join_keys SET revoked_at = COALESCE(revoked_at, :now) WHERE join_key_id = :join_key_id RETURNING account_id;
+
+-- name: keep_verdict
+INSERT INTO verdicts (digest, engine, verdict, rules, findings, detail, scanned_at)
+VALUES (:digest, :engine, :verdict, :rules, :findings, :detail, :now)
+ON CONFLICT (digest, engine) DO UPDATE SET verdict = excluded.verdict, rules = excluded.rules,
+    findings = excluded.findings, detail = excluded.detail, scanned_at = excluded.scanned_at;
+
+-- name: verdicts_of
+SELECT * FROM verdicts WHERE digest = :digest ORDER BY engine;
+
+-- name: set_verdict
+UPDATE installers SET verdict = :verdict, finding = :finding WHERE digest = :digest;
+
+-- name: to_scan
+SELECT i.digest, i.file_name FROM installers i LEFT JOIN verdicts v ON v.digest = i.digest AND v.engine = :engine
+WHERE i.digest > :after AND (v.digest IS NULL OR v.rules <> :rules
+    OR (v.verdict = 'not-scanned' AND v.findings = '[]' AND v.scanned_at < :before))
+ORDER BY i.digest LIMIT :count;
+
+-- name: scan_all_again
+UPDATE verdicts SET rules = '';
+
+-- name: count_verdicts
+SELECT verdict, COUNT(*) AS installers FROM installers GROUP BY verdict;
+
+-- name: installers_after
+SELECT * FROM installers WHERE digest > :after ORDER BY digest LIMIT :count;
+
+-- name: withheld_after
+SELECT * FROM installers WHERE digest > :after AND verdict IN ('infected', 'suspicious') ORDER BY digest LIMIT :count;
+
+-- name: terminals_with
+SELECT a.name AS account, t.name, t.terminal_id FROM installed h
+JOIN terminals t ON t.terminal_id = h.terminal_id JOIN accounts a ON a.account_id = t.account_id
+WHERE h.program_id = :program_id AND h.digest = :digest AND t.revoked_at IS NULL ORDER BY a.name, t.name;

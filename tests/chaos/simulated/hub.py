@@ -248,7 +248,7 @@ class HubProcess:
             delivery_seconds=life.DELIVERY_SECONDS,
             check_room=lambda: None,
         )
-        self.requests = Requests(self.accounts, self.syncs, self.presence)
+        self.requests = Requests(self.accounts, self.syncs, self.presence, cast(Any, None), cast(Any, None))
         self.reaper = Reaper(self.deliveries, self.pokes, self.presence)
         self.sockets: dict[int, HubSocket] = {}
         self.is_up = False
