@@ -234,6 +234,10 @@ class TerminalConnection(PacedConnection):
             self._why = self._why or f" (TLS: {getattr(error, 'reason', None) or error})"
         if encrypted is not None and not self._is_lost:
             self._open(encrypted)
+            # With a limit of 0 asyncio's TLS (CPython 3.11, `sslproto._control_app_writing`) takes "no more than 0
+            # waits" for "full" and lets nothing be sent until something has been read. So 1, and what waits below it 0.
+            encrypted.set_write_buffer_limits(1)
+            transport.set_write_buffer_limits(0)
         else:  # of a connection that ends in the middle of its handshake nobody else tells
             transport.abort()
             self.connection_lost(None)

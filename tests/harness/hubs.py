@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -88,11 +88,20 @@ async def running_hub(tmp_path: Path, **settings: Any) -> AsyncIterator[RunningH
 class HubProcess:
     """A hub as a process of its own on the data of `folder`; a context manager that stops it.
 
-    `names` are further "HOST:PORT" by which it is dialled; `module` is what `python -m` runs, with its first arguments.
+    `names` are further "HOST:PORT" by which it is dialled; `module` is what `python -m` runs, with its first arguments;
+    `settings` are given in the environment, written as there.
     """
 
-    def __init__(self, folder: Path, *, names: Sequence[str] = (), module: Sequence[str] = ("hub",)) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        names: Sequence[str] = (),
+        module: Sequence[str] = ("hub",),
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
         self._folder = folder
+        self._settings = {f"LOCKSTEP_HUB_{name.upper()}": text for name, text in (settings or {}).items()}
         self._module = module
         self._names = [option for name in names for option in ("--name", name)]
         self._process: asyncio.subprocess.Process | None = None
@@ -109,6 +118,11 @@ class HubProcess:
         return self._port
 
     @property
+    def log(self) -> Path:
+        """What it said on standard error."""
+        return self._folder.parent / "hub.log"
+
+    @property
     def pid(self) -> int:
         """The process."""
         assert self._process is not None
@@ -116,19 +130,18 @@ class HubProcess:
 
     async def start(self) -> None:
         """Start it and wait until it listens; the first start chooses the port."""
-        log = (self._folder.parent / "hub.log").open("ab")
-        with log:
+        with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", *self._module, "serve",
                 "--data", str(self._folder), "--listen", f"127.0.0.1:{self._port}", *self._names,
                 stdout=asyncio.subprocess.PIPE, stderr=log,
-                env={**os.environ, "LOCKSTEP_HUB_DISK_RESERVE_BYTES": "0"},
+                env={**os.environ, "LOCKSTEP_HUB_DISK_RESERVE_BYTES": "0", **self._settings},
             )  # fmt: skip
         assert self._process.stdout is not None
         async with asyncio.timeout(START_SECONDS):
             line = (await self._process.stdout.readline()).decode()
         found = re.search(r"://[^ ]*:(\d+)", line)
-        assert found, f"the hub said {line!r}; see {log.name}"
+        assert found, f"the hub said {line!r}; see {self.log}"
         self._port = int(found[1])
 
     @property
