@@ -16,12 +16,12 @@ from typing import Any, Final
 
 import msgspec
 
+from hub import accountadmin
 from hub.app import Hub, open_hub
 from hub.audit import read_head
 from hub.backup import DATABASE_NAME, write_backup
 from hub.catalogue import PublishOptions
 from hub.config import Settings
-from hub.records import Right
 from hub.resolver import match_device
 from hub.scrub import Tell, keep_report, scrub, tell_nobody
 from protocol.device import DeviceInfo
@@ -29,10 +29,12 @@ from protocol.errors import ConflictError, LockstepError, UnavailableError, Usag
 
 SOCKET_NAME: Final = "admin.sock"
 # What is asked of a folder with no hub in it makes none.
-_NEEDS_A_HUB: Final = frozenset({
+_NEEDS_A_HUB: Final = (accountadmin.COMMANDS - {"account add"}) | frozenset({
     "catalogue", "catalogue show", "catalogue yank", "catalogue restore", "catalogue retire", "catalogue channel",
-    "catalogue alias", "match", "account list", "check", "backup", "audit", "audit head", "audit verify",
+    "catalogue alias", "match", "check", "backup", "audit", "audit head", "audit verify",
 })  # fmt: skip
+# What moves deliveries first reads where they stand, as a hub does that starts.
+_MOVES_DELIVERIES: Final = frozenset({"account disable", "account password", "device revoke"})
 _TOLD_EVERY_SECONDS: Final = 0.25
 _LINE_BYTES: Final = 4 * 1024 * 1024
 _ANSWER_BYTES: Final = 64 * 1024 * 1024  # of the hub, on the other side
@@ -59,8 +61,8 @@ async def perform(hub: Hub, command: str, arguments: dict[str, Any], tell: Tell 
             return await _catalogue(hub, command.removeprefix("catalogue "), arguments)
         case "match":
             return await _match(hub, arguments)
-        case "account add" | "account list" | "account right":
-            return await _account(hub, command, arguments)
+        case _ if command in accountadmin.COMMANDS:
+            return await accountadmin.perform(hub, command, arguments)
         case "check":
             return await _check(hub, tell)
         case "audit" | "audit head" | "audit verify":
@@ -108,18 +110,6 @@ def _candidate(told: dict[str, Any] | None) -> Any:
     return told and told | {"digest": told["digest"].hex()}
 
 
-async def _account(hub: Hub, command: str, arguments: dict[str, Any]) -> Any:
-    if command == "account list":
-        return msgspec.to_builtins(await hub.accounts.listing())
-    name = arguments["name"]
-    if command == "account add":
-        await hub.accounts.add(name, arguments["password"], may_publish=arguments.get("may_publish") is True)
-        return {"account": name}
-    right, allowed = msgspec.convert(arguments["right"], Right), arguments["allowed"] is True
-    await hub.accounts.allow(name, right, allowed=allowed)
-    return {"account": name, "right": right, "allowed": allowed}
-
-
 async def _check(hub: Hub, tell: Tell) -> Any:
     folder = hub.settings.data_folder
     report = await scrub(hub.store, hub.objects, folder, hub.audit, tell=tell)
@@ -151,6 +141,8 @@ async def ask(settings: Settings, command: str, arguments: dict[str, Any], tell:
         if command in _NEEDS_A_HUB and not (folder / DATABASE_NAME).exists():
             raise UnavailableError(f"There is no hub's data in {folder}.", hint="Name the folder with --data.")
         async with open_hub(settings) as hub:
+            if command in _MOVES_DELIVERIES:
+                await hub.deliveries.start()
             return await perform(hub, command, arguments, tell)
     if "error" in answer:
         error = answer["error"]

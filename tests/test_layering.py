@@ -115,6 +115,7 @@ ORDER: Final = (
     "hub.server",
     "hub.reaper",
     "hub.app",
+    "hub.accountadmin",
     "hub.admin",
     "hub.demo",
     "hub.demo.run",
