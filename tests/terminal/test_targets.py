@@ -201,3 +201,29 @@ def test_every_error_has_its_exit_code() -> None:
     assert {kind.__name__: error_exit_code(kind("x")) for kind in own} == {
         kind.__name__: special.get(kind.__name__, 1) for kind in own
     }
+
+
+# --- tags -----------------------------------------------------------------------------------------------------------
+
+
+def tagged(terminal: str, name: str, *tags: str) -> DeviceRow:
+    return DeviceRow(terminal=terminal, name=name, online=True, device=DeviceInfo(model="Any"), tags=tags)
+
+
+def test_a_tag_means_every_other_device_that_has_it_each_once() -> None:
+    devices = (tagged("t-1", "A", "Hall"), tagged("t-2", "B", "hall", "wall"), tagged("t-3", "C", "wall"))
+    assert choose_targets(("tag:hall,tag:WALL",), devices, "t-1").targets == ("t-2", "t-3")
+    assert choose_targets(("tag:hall", "C"), devices).targets == ("t-1", "t-2", "t-3")
+
+
+def test_a_device_that_is_called_like_a_tag_is_itself() -> None:
+    devices = (tagged("t-1", "tag:hall"), tagged("t-2", "B", "hall"))
+    assert choose_targets(("tag:hall",), devices).targets == ("t-1",)
+
+
+def test_a_tag_that_no_other_device_has_is_an_error() -> None:
+    devices = (tagged("t-1", "A", "hall"), tagged("t-2", "B"))
+    with pytest.raises(UnknownNameError, match=r"Did you mean tag:hall\?"):
+        choose_targets(("tag:hal",), devices)
+    with pytest.raises(UsageError, match="Only this device has the tag"):
+        choose_targets(("tag:hall",), devices, "t-1")
