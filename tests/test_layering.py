@@ -193,9 +193,8 @@ LIBRARIES: Final[dict[str, tuple[str, ...]]] = {
     "click": (
         "hub.cli", "hub.commandline", "hub.accountcommands", "hub.configuring",
         "hub.publishing", "hub.inspecting", "hub.asking", "hub.joining", "hub.auditing",
-        "terminal.approving", "terminal.cli", "terminal.deciding", "terminal.loggingin", "terminal.place", "terminal.posturing", "terminal.publishing",
-        "terminal.simulator",
-        "terminal.watching",
+        "terminal.approving", "terminal.cli", "terminal.deciding", "terminal.loggingin", "terminal.place",
+        "terminal.posturing", "terminal.publishing", "terminal.simulator", "terminal.watching",
     ),
     "segno": ("terminal.pairing",),
     "rich": ("terminal.tables", "terminal.place", "terminal.watching"),
