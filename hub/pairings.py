@@ -22,11 +22,11 @@ WAITING_PER_ADDRESS: Final = 4
 TRIES: Final = 5
 TRIES_SECONDS: Final = 600.0
 
-Decided = Callable[[Terminal | None], None]
+Decided = Callable[[Terminal | str], None]
 
 
 class Pairing(Struct, frozen=True, kw_only=True):
-    """A device that waits. `decided` is told the terminal it has become, or None; nobody is told once it has gone."""
+    """A device that waits. `decided` is told the terminal it has become, or the code of why not; None: it has gone."""
 
     code: str
     request: Enrol
@@ -53,6 +53,7 @@ class Pairings:
             code, until = self._new_code(), now + limits.PAIRING_SECONDS
         else:
             code, place, until = before.code, before.place, before.until
+            _tell(before, "replaced")
         pairing = Pairing(code=code, request=request, address=address, place=place, until=until, decided=decided)
         self._waiting[code] = pairing
         return pairing
@@ -80,11 +81,23 @@ class Pairings:
             raise unknown_pairing()
         return pairing
 
-    def end(self, pairing: Pairing, terminal: Terminal | None) -> None:
-        """Take a device from those who wait, and tell it what it has become."""
-        current = self._waiting.pop(pairing.code, None)
-        if current is not None and current.decided is not None:
-            current.decided(terminal)
+    def take(self, pairing: Pairing) -> None:
+        """Take a device out to decide on it, so that nobody else does. Raises UnknownNameError when somebody has."""
+        if self._waiting.pop(pairing.code, None) is None:
+            raise unknown_pairing()
+
+    def put_back(self, pairing: Pairing) -> None:
+        """Nothing was decided."""
+        if self._of_key(pairing.request.device_key) is None:
+            self._waiting[pairing.code] = pairing
+
+    def end(self, pairing: Pairing, outcome: Terminal | str) -> None:
+        """Tell the device that was taken out what was decided; also where it has asked again meanwhile."""
+        again = self._of_key(pairing.request.device_key)
+        if again is not None:
+            del self._waiting[again.code]
+            _tell(again, outcome)
+        _tell(pairing, outcome)
 
     def _of_key(self, device_key: bytes) -> Pairing | None:
         return next((one for one in self._waiting.values() if one.request.device_key == device_key), None)
@@ -120,6 +133,11 @@ class Pairings:
         self._waiting = {code: one for code, one in self._waiting.items() if one.until > now}
         recent = {asker: [at for at in tries if at + TRIES_SECONDS > now] for asker, tries in self._tries.items()}
         self._tries = {asker: tries for asker, tries in recent.items() if tries}
+
+
+def _tell(pairing: Pairing, outcome: Terminal | str) -> None:
+    if pairing.decided is not None:
+        pairing.decided(outcome)
 
 
 def unknown_pairing() -> UnknownNameError:

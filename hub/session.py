@@ -599,11 +599,8 @@ class Session:
             case PairingBegun(code, seconds):
                 self._is_pairing, self._login_by = True, now + seconds
                 return [self._send(messages.Pairing(code=code, seconds=seconds))]
-            case PairingDecided(str(code)):
-                return self._refuse(*_PAIRING_ENDS[code], code=code)
-            case PairingDecided(Terminal() as terminal):
-                self._is_pairing, self._login_by = False, now + limits.LOGIN_SECONDS
-                return self._admit(terminal)
+            case PairingDecided(outcome):
+                return self._decided(outcome, now)
             case TerminalFound(terminal):
                 return self._admit(terminal)
             case Failed(code, text, hint) if self.is_open:
@@ -612,6 +609,12 @@ class Session:
                 return self._refuse(text, hint, code=code)
             case Admitted(terminal):
                 return self._welcome(terminal)
+
+    def _decided(self, outcome: Terminal | str, now: float) -> list[Action]:
+        if isinstance(outcome, str):
+            return self._refuse(*_PAIRING_ENDS[outcome], code=outcome)
+        self._is_pairing, self._login_by = False, now + limits.LOGIN_SECONDS
+        return self._admit(outcome)
 
     def _enrol(self, proof: messages.Enrol) -> list[Action]:
         """Have the proof checked once the signature is right: junk that nobody signed costs no Argon2."""

@@ -87,8 +87,8 @@ class Pair:
                 self._down.append(codec.encode(message))
             case hub_side.Close():
                 self.closed = action
-            case hub_side.CheckPassword(account, password):
-                return hub_side.PasswordChecked("a-1" if (account, password) == ("ada", "right") else None)
+            case hub_side.Enrol(request) if (request.account, request.password) != ("ada", "right"):
+                return hub_side.Failed("not-authorised", "The account or the password is wrong.", "")
             case hub_side.Enrol() | hub_side.FindTerminal():
                 return hub_side.TerminalFound(self.known)
             case hub_side.Admit(terminal, _, receives):

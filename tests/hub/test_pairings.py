@@ -14,7 +14,7 @@ from tests.hub.rooms import PC, enrol_message
 ASKERS = ("t-1", "a-1")
 
 
-def nobody(terminal: Terminal | None) -> None:
+def nobody(outcome: Terminal | str) -> None:
     """A socket that is there and does nothing."""
 
 
@@ -23,7 +23,7 @@ def begin(
     *,
     key: keys.SigningKey | None = None,
     host: str = "192.0.2.1",
-    decided: Callable[[Terminal | None], None] = nobody,
+    decided: Callable[[Terminal | str], None] = nobody,
     now: float = 0.0,
 ) -> Pairing:
     return pairings.begin(enrol_message("TV", key=key), f"{host}:5", host, decided, now)
@@ -57,11 +57,12 @@ def test_a_code_is_found_until_its_ten_minutes_are_over_in_either_case() -> None
 
 
 def test_who_waits_is_told_once_and_the_code_is_dead_then() -> None:
-    told: list[Terminal | None] = []
+    told: list[Terminal | str] = []
     pairings = Pairings()
     pairing = begin(pairings, decided=told.append)
+    pairings.take(pairing)
+    assert refused(lambda: pairings.take(pairing)).code == "unknown-pairing", "somebody else decides on it"
     pairings.end(pairing, TERMINAL)
-    pairings.end(pairing, None)
     assert told == [TERMINAL]
     assert refused(lambda: pairings.find(pairing.code, ASKERS, 0.0)).code == "unknown-pairing"
 
@@ -72,15 +73,40 @@ TERMINAL = Terminal(
 )  # fmt: skip
 
 
-def test_the_newest_socket_of_a_device_is_told() -> None:
-    old: list[Terminal | None] = []
-    new: list[Terminal | None] = []
+def test_the_newest_socket_of_a_device_is_told_and_the_older_one_that_it_is_not_the_newest() -> None:
+    old: list[Terminal | str] = []
+    new: list[Terminal | str] = []
     pairings, key = Pairings(), keys.SigningKey.generate()
     first = begin(pairings, key=key, decided=old.append)
     second = begin(pairings, key=key, decided=new.append)
     pairings.leave(first)  # the older socket ends after the newer has come
+    pairings.take(second)
     pairings.end(second, TERMINAL)
-    assert (old, new) == ([], [TERMINAL])
+    assert (old, new) == (["replaced"], [TERMINAL])
+
+
+def test_a_device_that_asks_again_while_it_is_decided_on_is_told_where_it_asked_last() -> None:
+    new: list[Terminal | str] = []
+    pairings, key = Pairings(), keys.SigningKey.generate()
+    first = begin(pairings, key=key)
+    pairings.take(first)
+    second = begin(pairings, key=key, decided=new.append)
+    pairings.end(first, TERMINAL)
+    assert new == [TERMINAL]
+    assert refused(lambda: pairings.find(second.code, ASKERS, 0.0)).code == "unknown-pairing"
+
+
+def test_what_could_not_be_decided_is_put_back_unless_the_device_has_asked_again() -> None:
+    pairings, key = Pairings(), keys.SigningKey.generate()
+    first = begin(pairings, key=key)
+    pairings.take(first)
+    pairings.put_back(first)
+    assert pairings.find(first.code, ASKERS, 0.0) == first
+    pairings.take(first)
+    second = begin(pairings, key=key)
+    pairings.put_back(first)
+    assert pairings.find(second.code, ASKERS, 0.0) == second
+    assert refused(lambda: pairings.find(first.code, ASKERS, 0.0)).code == "unknown-pairing"
 
 
 def test_one_address_has_four_devices_waiting_and_a_hub_sixty_four() -> None:

@@ -5,6 +5,7 @@ from itertools import pairwise
 from typing import Any, Final
 
 import pytest
+from msgspec import structs
 
 from hub import session as brain
 from hub.records import Changes, Owed, Terminal
@@ -63,13 +64,24 @@ def login(challenge: messages.Challenge, *, key: keys.SigningKey = DEVICE_KEY, *
     return messages.Login(receives=True, device=DEVICE, signature=key.sign(signed), **fields)
 
 
-def enrolment(challenge: messages.Challenge, *, key: keys.SigningKey = DEVICE_KEY) -> messages.Enrol:
-    fields: dict[str, Any] = {"account": "ada", "sealing_key": bytes(32), "host": "hub.example", "port": 443}
-    signed = keys.enrol_bytes(terminal_nonce=NONCE, hub_nonce=challenge.nonce, hub_key=challenge.hub_key, **fields)
+PASSWORD: Final = {"account": "ada", "password": "secret words"}
+
+
+def enrolment(
+    challenge: messages.Challenge,
+    proof: dict[str, Any] = PASSWORD,
+    *,
+    key: keys.SigningKey = DEVICE_KEY,
+    **changes: Any,
+) -> messages.Enrol:
+    fields: dict[str, Any] = {"sealing_key": bytes(32), "host": "hub.example", "port": 443} | changes
+    hub_key = fields.pop("hub_key", challenge.hub_key)
+    signed = keys.enrol_bytes(
+        terminal_nonce=NONCE, hub_nonce=challenge.nonce, hub_key=hub_key, account=proof.get("account", ""), **fields
+    )
     return messages.Enrol(
-        password="secret words", name="PC", device=DEVICE, device_key=DEVICE_KEY.public, signature=key.sign(signed),
-        **fields,
-    )  # fmt: skip
+        name="PC", device=DEVICE, device_key=DEVICE_KEY.public, signature=key.sign(signed), **fields, **proof
+    )
 
 
 def opened(*, receives: bool = True) -> Session:
@@ -114,18 +126,27 @@ def test_a_login_with_the_right_signature_is_admitted_and_welcomed_with_the_devi
     session, challenge = challenged()
     assert hear(session, login(challenge)) == [brain.FindTerminal("t-1")]
     assert feed(session, brain.TerminalFound(terminal())) == [brain.Admit(terminal(), DEVICE, receives=True)]
-    welcome, devices = feed(session, brain.Admitted(terminal(connection=4)))
+    welcome, devices = feed(session, brain.Admitted(terminal(connection=4)))[:2]
     assert isinstance(welcome, Send) and isinstance(welcome.message, messages.Welcome)
     assert (welcome.message.terminal, welcome.message.connection) == ("t-1", 4)
     assert devices == brain.SendDevices(0)
 
 
-def test_an_enrolment_with_the_right_password_is_enrolled_and_never_receives() -> None:
+WAYS: Final[tuple[dict[str, Any], ...]] = (PASSWORD, {"join_key": "lsk-x"}, {"token": b"a.b.c"}, {"pair": True})
+
+
+@pytest.mark.parametrize("proof", WAYS, ids=lambda proof: next(iter(proof)))
+def test_an_enrolment_that_is_proved_in_one_of_four_ways_is_admitted_and_never_receives(proof: dict[str, Any]) -> None:
     session, challenge = challenged()
-    proof = enrolment(challenge)
-    assert hear(session, proof) == [brain.CheckPassword("ada", "secret words")]
-    assert feed(session, brain.PasswordChecked("a-1")) == [brain.Enrol("a-1", proof)]
+    said = enrolment(challenge, proof)
+    assert hear(session, said) == [brain.Enrol(said)]
     assert feed(session, brain.TerminalFound(terminal())) == [brain.Admit(terminal(), DEVICE, receives=False)]
+
+
+def test_an_enrolment_in_no_way_or_in_two_at_once_gets_close_1008_and_nothing_else() -> None:
+    for proof in ({}, PASSWORD | {"pair": True}, {"join_key": "lsk-x", "token": b"a.b.c"}):
+        session, challenge = challenged()
+        assert hear(session, enrolment(challenge, proof)) == [Close(1008, "")]
 
 
 def test_a_host_name_is_compared_without_case() -> None:
@@ -142,23 +163,99 @@ def refusal(actions: list[Action]) -> str:
     return error.message.code
 
 
-def test_a_wrong_password_is_refused() -> None:
+def test_a_wrong_proof_is_refused_in_the_words_of_its_way() -> None:
     session, challenge = challenged()
     hear(session, enrolment(challenge))
-    assert refusal(feed(session, brain.PasswordChecked(None))) == "not-authorised"
+    assert refusal(feed(session, brain.Failed("not-authorised", "Wrong.", "Check."))) == "not-authorised"
 
 
-def test_an_enrolment_that_another_key_signed_is_refused_though_the_password_is_right() -> None:
+@pytest.mark.parametrize("proof", WAYS, ids=lambda proof: next(iter(proof)))
+@pytest.mark.parametrize(
+    "changes",
+    [{"key": keys.SigningKey(b"e" * 32)}, {"hub_key": b"k" * 32}],
+    ids=["another-key-signed", "signed-for-another-hub"],
+)
+def test_a_proof_is_not_even_looked_at_unless_the_device_key_has_signed(
+    proof: dict[str, Any], changes: dict[str, Any]
+) -> None:
     session, challenge = challenged()
-    hear(session, enrolment(challenge, key=keys.SigningKey(b"e" * 32)))
-    assert refusal(feed(session, brain.PasswordChecked("a-1"))) == "not-authorised"
+    assert refusal(hear(session, enrolment(challenge, proof, **changes))) == "not-authorised"
+
+
+def test_an_enrolment_that_was_recorded_is_refused_on_another_connection() -> None:
+    _, first = challenged()
+    session, second = challenged()
+    assert refusal(hear(session, enrolment(first))) == "not-authorised"
+    session, second = challenged()
+    assert hear(session, enrolment(second)) == [brain.Enrol(enrolment(second))], "the same with its own nonce"
+
+
+@pytest.mark.parametrize("changes", [{"host": "evil.example"}, {"port": 444}])
+def test_an_enrolment_meant_for_another_hub_is_refused_before_its_proof_is_looked_at(changes: dict[str, Any]) -> None:
+    session, challenge = challenged()
+    assert refusal(hear(session, enrolment(challenge, **changes))) == "wrong-hub-name"
 
 
 def test_an_account_that_is_full_is_refused_in_the_accounts_own_words() -> None:
     session, challenge = challenged()
     hear(session, enrolment(challenge))
-    feed(session, brain.PasswordChecked("a-1"))
     assert refusal(feed(session, brain.Failed("account-full", "Full.", "Ask."))) == "account-full"
+
+
+def pairing(*, now: float = 1.0) -> Session:
+    session, challenge = challenged()
+    hear(session, enrolment(challenge, {"pair": True}))
+    assert feed(session, brain.PairingBegun("BCDFGHJK", 600.0), now=now) == [
+        Send(messages.Pairing(code="BCDFGHJK", seconds=600.0))
+    ]
+    return session
+
+
+def test_a_device_that_waits_to_be_approved_has_ten_minutes_and_is_then_told_why_it_is_closed() -> None:
+    session = pairing(now=1.0)
+    assert session.deadline == 601.0
+    assert feed(session, brain.Ticked(), now=600.9) == []
+    assert refusal(feed(session, brain.Ticked(), now=601.0)) == "pairing-expired"
+
+
+def test_a_device_that_was_approved_is_admitted_and_one_that_was_turned_away_is_told() -> None:
+    session = pairing()
+    assert feed(session, brain.PairingDecided(terminal()), now=300.0) == [
+        brain.Admit(terminal(), DEVICE, receives=False)
+    ]
+    assert isinstance(said(feed(session, brain.Admitted(terminal())))[0], messages.Welcome)
+    assert refusal(feed(pairing(), brain.PairingDecided("pairing-denied"))) == "pairing-denied"
+    assert refusal(feed(pairing(), brain.PairingDecided("replaced"))) == "replaced"
+
+
+@pytest.mark.parametrize(
+    "message", [messages.Approve(id=1, code="BCDFGHJK", device_key=bytes(32)), messages.Noted(of="s")]
+)
+def test_a_device_that_waits_to_be_approved_may_say_nothing(message: Message) -> None:
+    assert hear(pairing(), message) == [Close(1008, "")]
+
+
+@pytest.mark.parametrize(
+    ("state", "code"), [({"is_revoked": True}, "revoked"), ({"is_disabled": True}, "account-disabled")]
+)
+def test_who_was_revoked_or_disabled_hears_so_only_after_its_signature_was_right(
+    state: dict[str, bool], code: str
+) -> None:
+    found = brain.TerminalFound(structs.replace(terminal(), **state))
+    session, challenge = challenged()
+    hear(session, login(challenge))
+    assert refusal(feed(session, found)) == code
+    forged, challenge = challenged()
+    hear(forged, login(challenge, key=keys.SigningKey(b"e" * 32)))
+    assert refusal(feed(forged, found)) == "unknown-terminal"
+
+
+def test_the_run_of_a_login_is_passed_on_when_it_is_admitted() -> None:
+    session, challenge = challenged()
+    hear(session, structs.replace(login(challenge), run=b"r" * 16))
+    assert feed(session, brain.TerminalFound(terminal())) == [
+        brain.Admit(terminal(), DEVICE, receives=True, run=b"r" * 16)
+    ]
 
 
 def test_an_unknown_terminal_and_a_wrong_signature_get_the_same_answer() -> None:

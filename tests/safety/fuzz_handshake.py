@@ -242,11 +242,13 @@ class Opening:
             case hub_side.Close():
                 self.hub_closed = True
                 assert self.hub.handle(hub_side.Ticked(), self.now + 1e9) == []
-            case hub_side.CheckPassword(account, password):
-                return hub_side.PasswordChecked("a-1" if (account, password) == ("ada", "right") else None)
             case hub_side.FindTerminal(terminal):
                 return hub_side.TerminalFound(KNOWN if terminal == KNOWN.terminal_id else None)
-            case hub_side.Enrol(_, request):
+            case hub_side.Enrol(request) if request.pair:
+                return hub_side.PairingBegun("BCDFGHJK", 600.0)
+            case hub_side.Enrol(request) if (request.account, request.password) != ("ada", "right"):
+                return hub_side.Failed("not-authorised", "The account or the password is wrong.", "")
+            case hub_side.Enrol(request):
                 self.check_let_in(request)
                 return hub_side.TerminalFound(msgspec.structs.replace(KNOWN, device_key=request.device_key))
             case hub_side.Admit(terminal):
