@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -92,7 +92,7 @@ def _copy(path: Path) -> Path:
     return copy
 
 
-BROKEN = {
+BROKEN: dict[str, Callable[[Certificate], object]] = {
     "no certificate": lambda made: made.certificate.write_text("not a certificate"),
     "half a certificate": lambda made: made.certificate.write_bytes(made.certificate.read_bytes()[:300]),
     "the key of another": lambda made: made.key.write_bytes(
