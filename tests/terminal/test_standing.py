@@ -1,10 +1,12 @@
 """What a terminal hears of its standing, or that it is one no more: told, kept, and acted on by the agent."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 from websockets.exceptions import ConnectionClosed
 
 from protocol import limits, messages
@@ -25,6 +27,7 @@ QUARANTINED = messages.Standing(
     detail="EICAR is in weixin.",
     hint="Remove it.",
 )
+ASKS = messages.PairingResult(re=1, code="BCDFGHJK", name="Set", device=DEVICE, device_key=b"k" * 32, seconds=500.0)
 WELL = messages.Standing(may_receive=True, may_initiate=True)
 
 
@@ -94,10 +97,10 @@ async def closes(peer: Peer, code: str) -> None:
 
 @pytest.mark.parametrize("ends", [refuses_login, closes])
 async def test_an_agent_that_is_revoked_stops_with_the_story_and_keeps_its_state(
-    folder: StateFolder, ends: object
+    folder: StateFolder, ends: Callable[[Peer, str], Awaitable[None]]
 ) -> None:
     async def revokes(peer: Peer) -> None:
-        await ends(peer, "revoked")  # type: ignore[operator]
+        await ends(peer, "revoked")
 
     async with hub(revokes) as url, running(folder, url) as agent:
         with pytest.raises(NotLoggedInError, match="--replace") as caught:
@@ -168,16 +171,7 @@ async def test_a_device_is_approved_and_another_revoked_through_the_agent(folder
                 request = await peer.hear_any()
                 asked.append(request)
                 if isinstance(request, messages.PairingRequest):
-                    await peer.say(
-                        messages.PairingResult(
-                            re=request.id,
-                            code=request.code,
-                            name="TV",
-                            device=DEVICE,
-                            device_key=b"k" * 32,
-                            seconds=9.0,
-                        )
-                    )
+                    await peer.say(structs.replace(ASKS, re=request.id))
                 elif isinstance(request, (messages.Approve, messages.Revoke)):
                     await peer.say(messages.Done(re=request.id))
 

@@ -223,7 +223,7 @@ def test_a_device_that_is_called_like_a_tag_is_itself() -> None:
 
 def test_a_tag_that_no_other_device_has_is_an_error() -> None:
     devices = (tagged("t-1", "A", "hall"), tagged("t-2", "B"))
-    with pytest.raises(UnknownNameError, match=r"Did you mean tag:hall\?"):
+    with pytest.raises(errors.UnknownNameError, match=r"Did you mean tag:hall\?"):
         choose_targets(("tag:hal",), devices)
-    with pytest.raises(UsageError, match="Only this device has the tag"):
+    with pytest.raises(errors.UsageError, match="Only this device has the tag"):
         choose_targets(("tag:hall",), devices, "t-1")
