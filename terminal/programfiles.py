@@ -73,11 +73,10 @@ def _files_of_runner(runner: KnowsFiles, programs: Iterable[InstalledProgram]) -
 
 def _own(owners: dict[Path, set[str]], listed: Iterable[Path], root: Path, program: str) -> None:
     for path in listed:
-        owners.setdefault(path, set()).add(program)
-        for folder in path.parents:
-            if folder == root or program in owners.setdefault(folder, set()):
+        for place in (path, *path.parents):
+            if place == root or program in owners.setdefault(place, set()):
                 break
-            owners[folder].add(program)
+            owners[place].add(program)
 
 
 def _owner(owners: Mapping[Path, set[str]], path: Path) -> str:
