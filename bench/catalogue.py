@@ -185,6 +185,8 @@ def _add_installer(rows: dict[str, list[dict[str, Any]]], number: int, place: in
             "facts": msgspec.json.encode(facts),
             "size": size,
             "now": 0.0,
+            "verdict": "clean",
+            "finding": "",
         }
     )
 

@@ -19,6 +19,7 @@ from hub.clock import HubClock
 from hub.config import Settings
 from hub.deliveries import Deliveries
 from hub.enrolling import Enrolling, provider_of
+from hub.handing import HandedRules
 from hub.joinkeys import JoinKeys
 from hub.objects import Objects
 from hub.passwords import Passwords
@@ -26,7 +27,6 @@ from hub.pokes import Pokes
 from hub.postures import Postures
 from hub.presence import Presence
 from hub.reaper import Reaper
-from hub.records import RulesObject
 from hub.rescans import Rescans
 from hub.revocation import Revocation
 from hub.scanning import ClamdEngine, CommandEngine, Engine, Scanning, YaraEngine
@@ -65,8 +65,8 @@ class Hub:
         )
         self.scanning = Scanning(self.objects, scan_engines(settings), seconds=settings.scan_seconds)
         self.catalogue = Catalogue(store, self.objects, self.scanning)
-        self.rules: RulesObject | None = None  # what terminals scan with
-        self.standings = Standings(settings.policy, lambda: self.rules)
+        self.handed_rules = HandedRules(store, self.objects, self.scanning, settings.policy)
+        self.standings = Standings(settings.policy, lambda: self.handed_rules.current)
         self.accounts = Accounts(
             store,
             self.passwords,
@@ -169,7 +169,7 @@ async def serve_hub(hub: Hub) -> AsyncIterator[HubServer]:
     server = HubServer(services)
     await server.start()
     hub.reload += (server.reception.reload, hub.rescans.reload)
-    reaper = Reaper(hub.deliveries, hub.pokes, hub.presence, hub.uploads, hub.revocation)
+    reaper = Reaper(hub.deliveries, hub.pokes, hub.presence, hub.uploads, hub.revocation, hub.handed_rules)
     try:
         scrubbing = scrubbing_weekly(hub.store, hub.objects, hub.settings.data_folder, hub.audit)
         async with reaper.running(), scrubbing, hub.audit.signing_daily(), hub.rescans.running():

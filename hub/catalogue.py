@@ -1,8 +1,9 @@
 """The catalogue: programs -> releases -> installers. Publishes files and reads candidates for the resolver.
 
 Publishing goes: read the header in a process of its own, merge what was given, ask the rows whether it may go in, cut
-and store the object, then the rows. The object is on disk before its row exists, so a crash between the two leaves
-bytes that nothing names, never a row without bytes. What is refused leaves nothing, if the reason was there before.
+and store the object, scan what was stored, then the rows with the verdicts. The object is on disk before its row
+exists, so a crash between the two leaves bytes that nothing names, never a row without bytes. What is refused leaves
+nothing.
 
 A release is yanked and a program retired with a mark: the resolver passes them over, what runs already keeps theirs.
 """
@@ -13,6 +14,7 @@ import hashlib
 import io
 import string
 import time
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final, cast
@@ -29,11 +31,13 @@ from hub.merging import STABLE, Entry, check_channel, check_file_name, merge
 from hub.merging import PublishOptions as PublishOptions  # offered here too: whoever publishes needs both
 from hub.objects import Objects
 from hub.records import Alias, InstallerFacts, Program, Published, Release, StoredObject
+from hub.scanning import EngineVerdict, Scanning, worst
 from hub.store import Row, Store, Transaction
+from hub.verdicts import WITHHELD, keep_verdicts
 from hub.versions import compare_versions, version_sort_key
 from protocol import limits
 from protocol.device import OsType
-from protocol.errors import ConflictError, UnknownNameError, UsageError
+from protocol.errors import ConflictError, RefusedError, UnknownNameError, UsageError
 from protocol.messages import InstallerOffer
 
 PROGRAMS_PER_PAGE: Final = 200
@@ -44,9 +48,11 @@ _NEAR_LENGTH: Final = 40  # of a longer name only its neighbours are looked at
 class Catalogue:
     """The application database of one hub."""
 
-    def __init__(self, store: Store, objects: Objects) -> None:
+    def __init__(self, store: Store, objects: Objects, scanning: Scanning) -> None:
         self._store = store
         self._objects = objects
+        self._scanning = scanning
+        self._scanned: Counter[bytes] = Counter()  # how many publishes have an object scanned now
         self._placing = asyncio.Lock()  # one after the other, or a refused one's bytes would stay
 
     async def publish(self, path: Path, options: PublishOptions, name: str = "", *, actor: str = OPERATOR) -> Published:
@@ -54,7 +60,8 @@ class Catalogue:
 
         `actor` is who does it: the operator, or the id of a terminal. Raises BadFileError for a file that is damaged
         or of no known kind, ConflictError where what was given contradicts the header or what is published already,
-        RefusedError where it is too large or the disk too full.
+        RefusedError where it is too large, the disk too full, or a scan found something (`infected`). What an engine
+        could not scan is published as `not-scanned`: nobody gets it until it is clean.
         """
         name = name or path.name
         check_file_name(name)
@@ -68,7 +75,9 @@ class Catalogue:
             await _place(transaction, entry, digest)
 
         async def add(transaction: Transaction) -> Published:
-            done = await _keep_rows(transaction, entry, stored)
+            done = await _keep_rows(transaction, entry, stored, worst(said, self._scanning.names))
+            if done == "new":
+                await keep_verdicts(transaction, digest, said)
             row = await transaction.row("catalogue_entry", digest=stored.digest)
             assert row is not None
             if done:
@@ -80,7 +89,50 @@ class Catalogue:
         async with self._placing:
             await self._store.transaction(check)  # before anything is stored, and once more with the rows
             stored = await asyncio.to_thread(self._objects.add, path, digest)
-            return await self._store.transaction(add)
+            self._scanned[digest] += 1
+        try:
+            said = await self._scan_new(digest, name)
+            async with self._placing:
+                try:
+                    await self._refuse_withheld(digest, entry, said, actor)
+                    return await self._store.transaction(add)
+                except (RefusedError, UsageError):
+                    await self._drop(digest)
+                    raise
+        finally:
+            self._scanned -= Counter((digest,))  # which also forgets what is at 0
+
+    async def _scan_new(self, digest: bytes, name: str) -> list[EngineVerdict]:
+        """Have a stored object scanned, unless it is in the catalogue: then its verdict stands there."""
+        return [] if await self._is_named(digest) else await self._scanning.scan(digest, name)
+
+    async def _is_named(self, digest: bytes) -> bool:
+        async def body(transaction: Transaction) -> bool:
+            return await transaction.row("installer", digest=digest) is not None
+
+        return await self._store.transaction(body)
+
+    async def _drop(self, digest: bytes) -> None:
+        """Remove an object that nothing names, unless somebody else is publishing the same bytes now."""
+        if self._scanned[digest] == 1 and not await self._is_named(digest):
+            await asyncio.to_thread(self._objects.remove, digest)
+
+    async def _refuse_withheld(self, digest: bytes, entry: Entry, said: list[EngineVerdict], actor: str) -> None:
+        """Raise RefusedError for an object in which something was found, and write that down."""
+        verdict, finding = worst(said, [one.engine for one in said])
+        if verdict not in WITHHELD:
+            return
+
+        async def note(transaction: Transaction) -> None:
+            detail = {"file": entry.file_name, "digest": digest.hex(), "verdict": verdict, "finding": finding}
+            await record(transaction, actor, "catalogue.refuse", entry.program or entry.facts.package_name, **detail)
+
+        await self._store.transaction(note)
+        raise RefusedError(
+            f"{entry.file_name} is {verdict} and was not published: {finding[: limits.TEXT_CHARACTERS // 2]}.",
+            hint="If you are sure that it is right, the hub's owner can ignore that rule (scan_ignore).",
+            code="infected",
+        )
 
     async def listing(self, after: str = "") -> list[Published]:
         """Every installer of the next programs after the program `after`, by program and newest release first.
@@ -192,7 +244,7 @@ def _digest(path: Path, name: str) -> bytes:
 async def read_candidates(
     transaction: Transaction, program: str, channel: str = "", version: str = ""
 ) -> tuple[Candidate, ...]:
-    """Return the installers of a program the resolver may choose from: nothing yanked, nothing of a retired program.
+    """Return the installers the resolver may choose from: clean ones, nothing yanked, nothing of a retired program.
 
     They are those of the channel "stable" and of `channel`; where a `version` is pinned, those of every channel.
     """
@@ -247,6 +299,8 @@ def _published(row: Row) -> Published:
         channel=row["channel"],
         yanked=bool(row["yanked"]),
         retired=bool(row["retired"]),
+        verdict=row["verdict"],
+        finding=row["finding"],
     )
 
 
@@ -467,11 +521,11 @@ def _devices(selector: Selector) -> dict[str, object]:
 _SETS: Final = frozenset(name for name in Selector.__struct_fields__ if not name.endswith(("_minimum", "_maximum")))
 
 
-async def _keep_rows(transaction: Transaction, entry: Entry, stored: StoredObject) -> str:
+async def _keep_rows(transaction: Transaction, entry: Entry, stored: StoredObject, verdict: tuple[str, str]) -> str:
     """Add an installer or correct the one that is there; return "new", "corrected" or, where nothing changed, ""."""
     program, known = await _place(transaction, entry, stored.digest)
     if known is None:
-        await _add_rows(transaction, entry, stored, program)
+        await _add_rows(transaction, entry, stored, program, verdict)
         return "new"
     return "corrected" if entry.corrects and await _correct_rows(transaction, entry, known) else ""
 
@@ -506,7 +560,9 @@ def _epoch(facts: InstallerFacts) -> str:
     return epoch + colon if colon and facts.kind in ("deb", "rpm") else ""
 
 
-async def _add_rows(transaction: Transaction, entry: Entry, stored: StoredObject, program: str) -> None:
+async def _add_rows(
+    transaction: Transaction, entry: Entry, stored: StoredObject, program: str, verdict: tuple[str, str]
+) -> None:
     now, facts = time.time(), entry.facts
     await transaction.rows("add_object", **structs.asdict(stored), now=now)
     await transaction.rows("add_program", program_id=program, title=entry.title or facts.title, now=now)
@@ -532,5 +588,7 @@ async def _add_rows(transaction: Transaction, entry: Entry, stored: StoredObject
         facts=msgspec.json.encode(facts),
         size=stored.size,
         now=now,
+        verdict=verdict[0],
+        finding=verdict[1][: limits.TEXT_CHARACTERS],
     )
     await _add_aliases(transaction, facts.package_name, facts.selector.os_types, program)

@@ -60,7 +60,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     scan_ignore: tuple[str, ...] = ()
     posture_targets: Demand = "off"
     posture_initiators: Demand = "off"
-    posture_max_age_seconds: Annotated[int, Meta(ge=60)] = 604_800
+    posture_max_age_seconds: Annotated[int, Meta(ge=7_200)] = 604_800
 
     @property
     def data_folder(self) -> Path:
@@ -183,9 +183,18 @@ def _check_scan(settings: Settings) -> None:
         )
 
 
+def _check_postures(settings: Settings) -> None:
+    if not settings.policy.is_off and not settings.scan_yara:
+        raise UsageError(
+            "posture_targets and posture_initiators need scan_yara: terminals scan with the hub's YARA rules.",
+            hint="Set scan_yara to true, or both to off.",
+        )
+
+
 def _check(settings: Settings) -> None:
     quiet_hours(settings.quiet_hours)
     _check_scan(settings)
+    _check_postures(settings)
     proxies = TrustedProxies(settings.trusted_proxies)
     host, _ = settings.address
     if bool(settings.oidc_issuer) != bool(settings.oidc_audience):

@@ -195,6 +195,35 @@ class Objects:
             raise pack.damaged("does not have its digest as a whole")
         self._seal(digest, pack.manifest)
 
+    @contextmanager
+    def whole_copy(self, digest: bytes) -> Iterator[BinaryIO]:
+        """Give an object's bytes as a private file without a name, every chunk checked. Blocking.
+
+        Raises BadDataError when it is missing or damaged, UnavailableError when the disk has no room for the copy.
+        """
+        pack = self._open_files(digest)
+        try:
+            file = cast(BinaryIO, tempfile.TemporaryFile(dir=self._folder, prefix=_TEMPORARY_PREFIX))  # noqa: SIM115
+        except OSError as error:
+            raise UnavailableError(f"The hub's disk has no room for a copy ({error.strerror}).") from None
+        with file:
+            try:
+                for run in _runs(pack.manifest):
+                    for index, stored in pack.split(run, pack.read_stored(run)):
+                        file.write(restore(stored, pack.manifest[index]))
+                file.flush()
+            except TransferError as error:
+                raise pack.damaged("is damaged", error) from None
+            except OSError as error:
+                raise UnavailableError(f"The hub's disk has no room for a copy ({error.strerror}).") from None
+            yield file
+
+    def remove(self, digest: bytes) -> None:
+        """Remove an object that no row names. Blocking; what of it is open stays readable to whoever reads it."""
+        self._open.pop(digest, None)
+        for part in ("manifest", "pack"):  # in this order: one that has a manifest is whole
+            self._remove(self._path(digest, part))
+
     def digests(self) -> set[bytes]:
         """Return the objects that are there, by their manifests."""
         return {bytes.fromhex(path.stem) for path in self._folder.glob("??/*.manifest") if _NAME.fullmatch(path.stem)}

@@ -16,6 +16,7 @@ from hub.explaining import told_apart
 from hub.matching import Match, compare_versions, forecast, match
 from hub.records import InstallerFacts
 from hub.store import Row, Transaction
+from hub.verdicts import WITHHELD
 from protocol import limits
 from protocol.device import DeviceInfo
 from protocol.errors import UnknownNameError
@@ -41,6 +42,7 @@ class Choice(Struct, frozen=True):
     candidates: tuple[Candidate, ...]
     nothing: str = ""
     note: str = ""
+    reason: str = "no-installer"  # the code that goes with `nothing`
 
 
 async def read_choice(transaction: Transaction, program: str, channel: str, version: str) -> Choice:
@@ -65,6 +67,9 @@ async def read_choice(transaction: Transaction, program: str, channel: str, vers
     if version:
         _check_version(program, version, releases)
     candidates = await read_candidates(transaction, program, channel, version)
+    withheld = await transaction.rows("withheld_of_program", program_id=program, channel=channel, version=version)
+    if not candidates and withheld:
+        return Choice((), _why_withheld(program, withheld), reason=_withheld_reason(withheld))
     nothing = "" if candidates else _why_nothing(program, channel, releases)
     is_missed = bool(channel) and not version and channel not in ("stable", *(row["channel"] for row in releases))
     return Choice(candidates, nothing, f" {program} has no release in the channel {channel}." if is_missed else "")
@@ -80,6 +85,19 @@ def _check_version(program: str, version: str, releases: list[Row]) -> None:
         raise UnknownNameError(
             f"{program} {found[0]['version']} is yanked: it is sent no more.", hint=hint, code="unknown-version"
         )
+
+
+def _withheld_reason(withheld: list[Row]) -> str:
+    return "infected" if any(row["verdict"] in WITHHELD for row in withheld) else "not-scanned"
+
+
+def _why_withheld(program: str, withheld: list[Row]) -> str:
+    """Say why none of the installers that are there may be sent, by the first that something was found in."""
+    first = next((row for row in withheld if row["verdict"] in WITHHELD), withheld[0])
+    what = f"{program} {first['version']} ({first['file_name']})"
+    if first["verdict"] in WITHHELD:
+        return f"Its installers are withdrawn: {what} is {first['verdict']}: {first['finding']}."
+    return f"{what} is not scanned yet, so nobody gets it: {first['finding'].rstrip('.')}. It is tried again by itself."
 
 
 def _why_nothing(program: str, channel: str, releases: list[Row]) -> str:
@@ -147,7 +165,7 @@ class Resolver:
         if found.chosen is None:
             return structs.replace(
                 base,
-                reason="no-installer",
+                reason=self._choice.reason,
                 detail=_bounded(self._choice.nothing or found.sentence),
                 mismatches=_mismatch_rows(found.rejections[0].mismatches) if found.rejections else (),
             )

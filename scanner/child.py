@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, Literal
@@ -68,8 +68,18 @@ def ask_child(
     Blocking. Raises ChildFailure when it does not end well within `seconds` and `answer_bytes`, or `gone` is set;
     UnavailableError when it cannot be started.
     """
+    process = start_child(command, standard_input, descriptors)
+    status, answer = hear_child(process, seconds=seconds, answer_bytes=answer_bytes, gone=gone)
+    if status != 0:
+        raise ChildFailure("status", status)
+    return answer
+
+
+def hear_child(
+    process: subprocess.Popen[bytes], *, seconds: float, answer_bytes: int, gone: threading.Event | None = None
+) -> tuple[int, bytes]:
+    """Return a started child's exit code and what it has written, and see it off. Blocking; raises ChildFailure."""
     deadline = time.monotonic() + seconds
-    process = _start(command, standard_input, descriptors)
     try:
         answer = _read(process, deadline, answer_bytes, gone or threading.Event())
         status = _wait(process, deadline)
@@ -77,12 +87,18 @@ def ask_child(
         _end(process)
     if status == -signal.SIGXCPU:
         raise ChildFailure("processor", status)
-    if status != 0:
-        raise ChildFailure("signal" if status < 0 else "status", status)
-    return answer
+    if status < 0:
+        raise ChildFailure("signal", status)
+    return status, answer
 
 
-def _start(command: Sequence[str], standard_input: int, descriptors: tuple[int, ...]) -> subprocess.Popen[bytes]:
+def start_child(
+    command: Sequence[str],
+    standard_input: int,
+    descriptors: tuple[int, ...] = (),
+    environment: Mapping[str, str] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a child with nothing but these. Raises UnavailableError."""
     try:
         return subprocess.Popen(
             command,
@@ -92,12 +108,12 @@ def _start(command: Sequence[str], standard_input: int, descriptors: tuple[int, 
             stderr=subprocess.DEVNULL,
             pass_fds=descriptors,
             cwd="/",
-            env={},
+            env=environment or {},
             start_new_session=True,
         )
     except OSError as error:
         raise UnavailableError(
-            f"The process that reads installers cannot be started ({error.strerror}).", hint="Try again later."
+            f"{Path(command[0]).name} cannot be started ({error.strerror}).", hint="Try again later."
         ) from error
 
 

@@ -101,6 +101,7 @@ ORDER: Final = (
     "hub.deliveries",
     "hub.revocation",
     "hub.postures",
+    "hub.handing",
     "hub.rescans",
     "hub.syncs",
     "hub.session",

@@ -150,7 +150,7 @@ async def add_installers(transaction: Transaction, count: int) -> None:
         await transaction.rows("add_release", **release, version_key="1", channel="stable", now=0)
         await transaction.rows(
             "add_installer", **release, digest=digest, kind="deb", package_name=program, file_version="1.0",
-            file_name="x.deb", size=1, now=0, facts=(
+            file_name="x.deb", size=1, now=0, verdict="clean", finding="", facts=(
                 b'{"package_name":"x","title":"x","version":"1.0","release":"1.0","kind":"deb",'
                 b'"selector":{"os_types":["linux"]}}'
             ),

@@ -90,5 +90,5 @@ def fill(connection: sqlite3.Connection) -> None:
         add(
             "add_installer", digest=one.digest, program_id=one.program, version=one.version, kind="deb",
             package_name=one.program, file_version=one.version, file_name=f"{one.program}.deb",
-            facts=msgspec.json.encode(facts), size=size,
+            facts=msgspec.json.encode(facts), size=size, verdict="clean", finding="",
         )  # fmt: skip
