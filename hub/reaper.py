@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from hub.deliveries import Deliveries
+from hub.handing import HandedRules
 from hub.pokes import Pokes
 from hub.presence import Presence
 from hub.revocation import Revocation
@@ -38,7 +39,9 @@ class Reaper:
         presence: Presence,
         uploads: Uploads | None = None,
         revocation: Revocation | None = None,
+        handed_rules: HandedRules | None = None,
     ) -> None:
+        self._handed_rules = handed_rules
         self._revocation = revocation
         self._deliveries = deliveries
         self._pokes = pokes
@@ -80,7 +83,8 @@ class Reaper:
             return
         if looks % LOOK_FOR_REVOKED_EVERY_LOOKS == 0:
             await self._revocation.look()
-        if looks % LOOK_AT_POSTURES_EVERY_LOOKS == 0:
+        if self._handed_rules is not None and looks % LOOK_AT_POSTURES_EVERY_LOOKS == 1:  # at the first one, too
+            await self._handed_rules.look()
             await self._revocation.look_at_postures()
 
     async def look(self) -> None:
