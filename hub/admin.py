@@ -6,6 +6,7 @@ running the same commands run in process, under the folder's lock.
 """
 
 import asyncio
+import functools
 import json
 import os
 import time
@@ -16,7 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
-from hub import accountadmin
+from hub import accountadmin, joinadmin
 from hub.app import Hub, open_hub
 from hub.audit import read_head
 from hub.backup import DATABASE_NAME, write_backup
@@ -24,17 +25,18 @@ from hub.catalogue import PublishOptions
 from hub.config import Settings
 from hub.resolver import match_device
 from hub.scrub import Tell, keep_report, scrub, tell_nobody
+from hub.verdicts import verdicts_page
 from protocol.device import DeviceInfo
 from protocol.errors import ConflictError, LockstepError, UnavailableError, UsageError
 
 SOCKET_NAME: Final = "admin.sock"
 # What is asked of a folder with no hub in it makes none.
-_NEEDS_A_HUB: Final = (accountadmin.COMMANDS - {"account add"}) | frozenset({
+_NEEDS_A_HUB: Final = (accountadmin.COMMANDS - {"account add"}) | joinadmin.COMMANDS | frozenset({
     "catalogue", "catalogue show", "catalogue yank", "catalogue restore", "catalogue retire", "catalogue channel",
-    "catalogue alias", "match", "check", "backup", "audit", "audit head", "audit verify",
+    "catalogue alias", "match", "check", "backup", "audit", "audit head", "audit verify", "verdicts", "verdicts rescan",
 })  # fmt: skip
 # What moves deliveries first reads where they stand, as a hub does that starts.
-_MOVES_DELIVERIES: Final = frozenset({"account disable", "account password", "device revoke"})
+_MOVES_DELIVERIES: Final = frozenset({"account disable", "account password", "device revoke", "verdicts rescan"})
 _TOLD_EVERY_SECONDS: Final = 0.25
 _LINE_BYTES: Final = 4 * 1024 * 1024
 _ANSWER_BYTES: Final = 64 * 1024 * 1024  # of the hub, on the other side
@@ -61,10 +63,14 @@ async def perform(hub: Hub, command: str, arguments: dict[str, Any], tell: Tell 
             return await _catalogue(hub, command.removeprefix("catalogue "), arguments)
         case "match":
             return await _match(hub, arguments)
+        case _ if command in joinadmin.COMMANDS:
+            return await joinadmin.perform(hub, command, arguments)
         case _ if command in accountadmin.COMMANDS:
             return await accountadmin.perform(hub, command, arguments)
         case "check":
             return await _check(hub, tell)
+        case "verdicts" | "verdicts rescan":
+            return await _verdicts(hub, command, arguments)
         case "audit" | "audit head" | "audit verify":
             return await _audit(hub, command, arguments, tell)
         case "backup":
@@ -72,6 +78,17 @@ async def perform(hub: Hub, command: str, arguments: dict[str, Any], tell: Tell 
             return msgspec.to_builtins(await write_backup(hub.store, hub.objects, folder, file, force=force, tell=tell))
         case _:
             raise UsageError(f"Unknown command {command!r}.")
+
+
+async def _verdicts(hub: Hub, command: str, arguments: dict[str, Any]) -> Any:
+    if command == "verdicts rescan":
+        installers = await hub.rescans.again()
+        if not hub.rescans.is_running:
+            await hub.rescans.look(resting=False)
+        return {"installers": installers, "done": not hub.rescans.is_running}
+    after, withheld = bytes.fromhex(arguments.get("after", "")), bool(arguments.get("infected"))
+    page = await hub.store.transaction(functools.partial(verdicts_page, after=after, withheld=withheld))
+    return {"engines": await hub.rescans.engines(), "installers": page}
 
 
 async def _catalogue(hub: Hub, command: str, arguments: dict[str, Any]) -> Any:

@@ -26,6 +26,8 @@ from hub.commandline import ask_hub, data_option, json_option, run, show
 from hub.configuring import config
 from hub.inspecting import inspect
 from hub.publishing import catalogue, publish
+from hub.joining import account_link, joinkey, key
+from hub.verdictcommands import verdicts
 from protocol.errors import ConflictError, LockstepError, UsageError
 
 _END_AFTER_FAILURE_SECONDS: Final = 10.0
@@ -188,8 +190,12 @@ async def _until_stopped(stop: asyncio.Event, disk_failure: Coroutine[Any, Any, 
 
 main.add_command(account)
 main.add_command(device)
+account.add_command(account_link)
+main.add_command(joinkey)
+main.add_command(key)
 main.add_command(config)
 main.add_command(publish)
+main.add_command(verdicts)
 main.add_command(inspect)
 main.add_command(catalogue)
 main.add_command(match)

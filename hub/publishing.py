@@ -129,6 +129,11 @@ def _show_published(row: dict[str, Any]) -> None:
         f"{verb} {row['program']} {_version_words(row)} ({row['kind']}, for {row['fits']}, "
         f"{row['size']} bytes, {row['stored_size']} to send) {row['digest'][:12]}"
     )
+    if row["verdict"] == "not-scanned":
+        why = row["finding"].rstrip(".")
+        click.echo(f"It is not scanned, so nobody gets it yet: {why}. It is tried again by itself.")
+    elif row["verdict"] != "clean":
+        click.echo(f"It is {row['verdict']}, so nobody gets it: {row['finding']}.")
     if row["retired"]:
         click.echo(f"The program is retired: `lockstep-hub catalogue restore {row['program']}` brings it back.")
     elif row["yanked"]:
@@ -140,6 +145,7 @@ def _version_words(row: dict[str, Any]) -> str:
     """Return a release's version with what is out of the ordinary about it."""
     marks = [row["channel"]] * (row["channel"] != "stable") + ["yanked"] * row["yanked"]
     marks += ["retired"] * row.get("retired", False)
+    marks += [row["verdict"]] * (row.get("verdict", "clean") != "clean")
     return f"{row['version']} ({', '.join(marks)})" if marks else str(row["version"])
 
 

@@ -80,6 +80,16 @@ class Rescans:
         """Scan what has no verdict of each engine's present rules; return how many scans that were."""
         return sum([await self._look_with(engine, resting) for engine in self._scanning.engines])
 
+    async def engines(self) -> list[dict[str, str]]:
+        """Return each engine with its rules, or with why it is down; JSON values."""
+        said = []
+        for engine in self._scanning.engines:
+            try:
+                said.append({"engine": engine.name, "rules": await self._scanning.rules_version(engine), "detail": ""})
+            except LockstepError as error:
+                said.append({"engine": engine.name, "rules": "", "detail": error.message})
+        return said
+
     async def settle_all(self) -> None:
         """Bring every installer's verdict in line with the engines that are set up now."""
         after = b""

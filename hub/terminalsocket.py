@@ -605,6 +605,8 @@ class TerminalSocket:
                 fits=published.fits[: limits.TEXT_CHARACTERS],
                 yanked=published.yanked,
                 retired=published.retired,
+                verdict=published.verdict,
+                finding=published.finding,
             )
         )
 

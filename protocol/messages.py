@@ -607,7 +607,8 @@ class PublishAccepted(Message, tag="publish_accepted", frozen=True, kw_only=True
 class Published(Message, tag="published", frozen=True, kw_only=True):
     """Down: the upload is in the catalogue. `new` is false when these bytes were there before; `fits` is for people.
 
-    Nobody gets what is of a `yanked` release or a `retired` program.
+    Nobody gets what is of a `yanked` release or a `retired` program, or whose `verdict` is other than `clean`;
+    `finding` says why that is.
     """
 
     upload: Identifier
@@ -620,6 +621,8 @@ class Published(Message, tag="published", frozen=True, kw_only=True):
     fits: Text
     yanked: bool = False
     retired: bool = False
+    verdict: Code = "clean"
+    finding: Text = ""
 
 
 class ManifestPage(Message, tag="manifest", frozen=True, kw_only=True):

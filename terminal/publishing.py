@@ -102,6 +102,10 @@ async def _publish_one(place: Place, client: "Client", file: Path, options: dict
             f"{published.digest.hex()[:12]}"
         )
     )
+    if published.verdict != "clean":
+        again = " It is tried again by itself." if published.verdict == "not-scanned" else ""
+        why = printable(published.finding).rstrip(".")
+        place.tell(f"The hub says that it is {published.verdict}, so nobody gets it: {why}.{again}")
     if published.yanked or published.retired:
         what = "program is retired" if published.retired else "release is yanked"
         place.tell(f"The {what}, so nobody gets it until the hub's owner restores it.")
@@ -120,4 +124,6 @@ def _row(file: Path, published: "Published") -> dict[str, Any]:
         "new": published.new,
         "yanked": published.yanked,
         "retired": published.retired,
+        "verdict": published.verdict,
+        "finding": published.finding,
     }
