@@ -115,9 +115,28 @@ class Accounts:
             return True
 
         if not await self._store.transaction(body):
-            raise UnknownNameError(
-                f"There is no account {name!r}.", hint="`lockstep-hub account list` lists them.", code="unknown-account"
-            )
+            raise unknown_account(name)
+
+    async def link(self, name: str, subject: str) -> None:
+        """Link an account with who it is at the identity provider: the issuer, a blank, the `sub`; "": with nobody.
+
+        Raises UnknownNameError, ConflictError where another account is linked with that already.
+        """
+
+        async def body(transaction: Transaction) -> bool:
+            other = await transaction.row("account_by_subject", subject=subject)
+            if other is not None and other["name"] != name:
+                raise ConflictError(
+                    f"{subject} is linked with the account {other['name']!r} already.", code="subject-taken"
+                )
+            if await transaction.row("account_by_name", name=name) is None:
+                return False
+            await transaction.rows("link_account", name=name, subject=subject or None)
+            await record(transaction, OPERATOR, "account.link", name, identity=subject)
+            return True
+
+        if not await self._store.transaction(body):
+            raise unknown_account(name)
 
     async def may(self, terminal: str, right: Right) -> bool:
         """Return whether a terminal has a right now: its account has it, and it has it itself."""
@@ -334,6 +353,13 @@ async def free_account_name(transaction: Transaction, wanted: str) -> str:
         if await transaction.row("account_by_name", name=name) is None:
             return name
     raise ConflictError(f"Every name like {line!r} is taken.", code="name-taken")
+
+
+def unknown_account(name: str) -> UnknownNameError:
+    """Return the error for an account that is not there."""
+    return UnknownNameError(
+        f"There is no account {name!r}.", hint="`lockstep-hub account list` lists them.", code="unknown-account"
+    )
 
 
 async def rights_of(transaction: Transaction, terminal: str) -> frozenset[str]:

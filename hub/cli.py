@@ -25,8 +25,8 @@ from hub.auditing import audit
 from hub.commandline import ask_hub, data_option, json_option, run, show
 from hub.configuring import config
 from hub.inspecting import inspect
-from hub.publishing import catalogue, publish
 from hub.joining import account_link, joinkey, key
+from hub.publishing import catalogue, publish
 from hub.verdictcommands import verdicts
 from protocol.errors import ConflictError, LockstepError, UsageError
 

@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+from hub.accounts import unknown_account
 from hub.audit import OPERATOR, record
 from hub.records import new_id
 from hub.store import Row, Store, Transaction
@@ -83,11 +84,7 @@ class JoinKeys:
             return True
 
         if not await self._store.transaction(body):
-            raise UnknownNameError(
-                f"There is no account {account!r}.",
-                hint="`lockstep-hub account list` lists them.",
-                code="unknown-account",
-            )
+            raise unknown_account(account)
         return key, secret
 
     async def listing(self) -> list[JoinKey]:
