@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from hub.accounts import Accounts, free_name, terminal_of
 from hub.audit import OPERATOR, record
+from hub.clones import Clones
 from hub.deliveries import Deliveries
 from hub.pokes import Pokes
 from hub.presence import Presence
@@ -54,6 +55,7 @@ class Revocation:
         deliveries: Deliveries,
         standings: Standings,
     ) -> None:
+        self.clones = Clones()
         self._store = store
         self._pokes = pokes
         self._presence = presence
@@ -134,6 +136,7 @@ class Revocation:
             return row["terminal_id"], cleared is not None
 
         terminal, cleared = await self._store.transaction(body)
+        self.clones.forget(terminal)
         await self.show(terminal)
         return cleared
 

@@ -17,7 +17,6 @@ from websockets.exceptions import ConnectionClosed
 
 from hub import session as brain
 from hub.accounts import Accounts
-from hub.clones import Clones
 from hub.config import Settings
 from hub.deliveries import Deliveries
 from hub.delivery import Delivery, RulesTransfer, Transfer
@@ -82,7 +81,6 @@ class Services:
         self.presence = presence
         self.revocation = revocation
         self.postures = postures
-        self.clones = Clones()
         self.requests = Requests(accounts, syncs, presence, revocation, enrolling)
         self.devices = DeviceLists(presence)
         self.sockets: dict[int, TerminalSocket] = {}
@@ -487,7 +485,7 @@ class TerminalSocket:
         row = services.accounts.device_row(terminal, online=admit.receives)
         older = services.presence.join(terminal.account_id, row, self.number)
         self._replace(older)
-        self._other_copy = services.clones.login(
+        self._other_copy = services.revocation.clones.login(
             terminal.terminal_id, admit.run, self._host, replaced=older is not None, now=self._loop.time()
         )
         self._connection.leave_doorway()
