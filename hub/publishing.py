@@ -145,7 +145,8 @@ def _version_words(row: dict[str, Any]) -> str:
     """Return a release's version with what is out of the ordinary about it."""
     marks = [row["channel"]] * (row["channel"] != "stable") + ["yanked"] * row["yanked"]
     marks += ["retired"] * row.get("retired", False)
-    marks += [row["verdict"]] * (row.get("verdict", "clean") != "clean")
+    verdict = row.get("verdict", "clean")
+    marks += [verdict] * (verdict != "clean")
     return f"{row['version']} ({', '.join(marks)})" if marks else str(row["version"])
 
 

@@ -4,7 +4,8 @@
 # `tools.sh formats` adds what only `make test-formats` needs.
 pairs="dpkg-deb:dpkg aapt:aapt aapt2:aapt apksigner:apksigner zipalign:zipalign strace:strace faketime:faketime
     rpmbuild:rpm gpg:gpg gpg-agent:gpg-agent openssl:openssl plistutil:libplist-utils wixl:wixl msiinfo:msitools makensis:nsis
-    osslsigncode:osslsigncode x86_64-w64-mingw32-windres:binutils-mingw-w64-x86-64 nginx:nginx-light caddy:caddy"
+    osslsigncode:osslsigncode x86_64-w64-mingw32-windres:binutils-mingw-w64-x86-64 nginx:nginx-light caddy:caddy
+    clamd:clamav-daemon"
 [ "$1" = formats ] && pairs="$pairs npm:npm java:default-jre-headless zip:zip unzip:unzip exiftool:libimage-exiftool-perl
     flatpak:flatpak bsdtar:libarchive-tools mksquashfs:squashfs-tools"
 missing=""
