@@ -34,7 +34,7 @@ FRESH_SECONDS: Final = 3_600.0
 KEPT_SECONDS: Final = 86_400.0
 LEEWAY_SECONDS: Final = 60
 _KEYS_LARGEST: Final = 100
-_RSA_BITS_SMALLEST: Final = 2_048  # RFC 7518, section 3.3
+_RSA_MODULUS_CHARACTERS: Final = range(342, 1_367)  # base64 of 2048 bits (RFC 7518, section 3.3) to 8192
 _SUBJECT_CHARACTERS: Final = 255  # OpenID Connect Core 1.0, section 2
 _HEADERS: Final = {"Accept": "application/json", "Accept-Encoding": "identity"}  # nothing that grows when unpacked
 _WELL_KNOWN: Final = "/.well-known/openid-configuration"
@@ -220,9 +220,11 @@ def _keys_of(found: dict[str, Any]) -> dict[str, Key]:
 
 def _import(entry: Any) -> Key | None:
     classes: dict[str, type[RSAKey] | type[ECKey] | type[OKPKey]] = {"RSA": RSAKey, "EC": ECKey, "OKP": OKPKey}
-    if not isinstance(entry, dict) or entry.get("kty") not in classes or entry.get("use", "sig") != "sig":
+    if not isinstance(entry, dict) or entry.get("use", "sig") != "sig":
         return None
     try:
+        if entry["kty"] == "RSA" and len(entry["n"]) not in _RSA_MODULUS_CHARACTERS:
+            return None  # the library only warns of a small one
         key = classes[entry["kty"]].import_key(entry)
         return key if any(_fits(key, algorithm) for algorithm in _KEY_CLASSES) else None
     except (JoseError, ValueError, TypeError, KeyError, AttributeError):
@@ -233,9 +235,7 @@ def _fits(key: Key, algorithm: str) -> bool:
     key_class, curve = _KEY_CLASSES[algorithm]
     if not isinstance(key, key_class) or (key.alg or algorithm) not in _names_of(algorithm):
         return False
-    if isinstance(key, RSAKey):
-        return key.public_key.key_size >= _RSA_BITS_SMALLEST
-    return key.curve_name == curve
+    return isinstance(key, RSAKey) or key.curve_name == curve
 
 
 def _names_of(algorithm: str) -> tuple[str, ...]:
