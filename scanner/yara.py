@@ -28,16 +28,16 @@ _WRONG_CHARACTERS: Final = 1_000
 T = TypeVar("T")
 
 
-def compile_rules(source: bytes) -> bytes:
+def compile_rules(source: bytes, gone: threading.Event | None = None) -> bytes:
     """Check and compile a rule set and return what `scan` takes. Blocking; raises as `compile_counted` does."""
-    return compile_counted(source).content
+    return compile_counted(source, gone).content
 
 
-def compile_counted(source: bytes) -> Compiled:
+def compile_counted(source: bytes, gone: threading.Event | None = None) -> Compiled:
     """Check and compile a rule set, and count its rules. Blocking.
 
     Raises UsageError, with the compiler's words and line, for rules that are wrong or too much; UnavailableError, code
-    `not-scanned`, where the engine does not work here.
+    `not-scanned`, where the engine does not work here or `gone` is set.
     """
     if len(source) > RULES_BYTES:
         raise UsageError(f"The rules have {len(source)} bytes, and at most {RULES_BYTES} are taken.", code="bad-rules")
@@ -45,8 +45,10 @@ def compile_counted(source: bytes) -> Compiled:
         file.write(source)
         file.seek(0)
         try:
-            answer = _ask(file, "", seconds=COMPILE_SECONDS, answer_bytes=COMPILED_BYTES)
+            answer = _ask(file, "", seconds=COMPILE_SECONDS, answer_bytes=COMPILED_BYTES, gone=gone)
         except ChildFailure as failure:
+            if gone is not None and gone.is_set():
+                raise _failed("nobody waits for these rules any more") from None
             raise UsageError(
                 f"The rules could not be compiled: {_words(failure, COMPILE_SECONDS)}.",
                 hint="Take fewer or simpler rules.",

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Container, Iterable
 from pathlib import Path
@@ -49,7 +50,7 @@ class Download:
         self.file = (place or folder.installed) / offer.object.hex()
         self._receiver = Receiver(offer)
         self._descriptor = -1
-        self._abandoned = False
+        self.abandoned = threading.Event()
         self._check_space(reserve_bytes)
 
     @property
@@ -110,7 +111,7 @@ class Download:
 
     def abandon(self) -> None:
         """Make a `prepare` or `verify` that runs in a thread end soon; `close` follows when it has."""
-        self._abandoned = True
+        self.abandoned.set()
 
     def close(self, *, discard: bool = False) -> None:
         """Close the file, which stays for another try unless its content was wrong (`discard`). Safe to repeat."""
@@ -200,7 +201,7 @@ class Download:
         return size, digest.digest()
 
     def _check_wanted(self) -> None:
-        if self._abandoned:
+        if self.abandoned.is_set():
             raise TransferError("The download was abandoned.", code="abandoned")
 
     def _write_all(self, pieces: list[bytes], offset: int) -> None:

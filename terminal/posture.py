@@ -251,7 +251,16 @@ def scan_programs(folder: StateFolder, rules: bytes, places: Places, budget: Bud
     source = read_rules(folder, rules)
     if source is None:
         raise _no_rules()
-    return Scan(yara.compile_rules(source), folder.path, budget, gone).look(places, rules)
+    return Scan(_compiled(source, gone), folder.path, budget, gone).look(places, rules)
+
+
+def _compiled(source: bytes, gone: threading.Event) -> bytes:
+    try:
+        return yara.compile_rules(source, gone)
+    except UnavailableError:
+        if gone.is_set():
+            raise StoppedError from None
+        raise
 
 
 # --- rule sets ----------------------------------------------------------------------------------------------------
@@ -271,8 +280,8 @@ def read_rules(folder: StateFolder, digest: bytes) -> bytes | None:
     return None
 
 
-def settle_rules(folder: StateFolder, digest: bytes) -> None:
-    """Take a rule set that has just come whole into use, in place of all others. Blocking.
+def settle_rules(folder: StateFolder, digest: bytes, gone: threading.Event) -> None:
+    """Take a rule set that has just come whole into use, in place of all others; not when `gone` is set. Blocking.
 
     Raises TransferError, after which it is gone: code `bad-rules` for one that does not compile, or what the engine
     says.
@@ -281,7 +290,7 @@ def settle_rules(folder: StateFolder, digest: bytes) -> None:
     try:
         if source is None:
             raise TransferError("The rule set was damaged on the disk.", code="disk")
-        yara.compile_rules(source)
+        yara.compile_rules(source, gone)
     except LockstepError as error:
         (folder.rules / digest.hex()).unlink(missing_ok=True)
         raise TransferError(error.message, hint=error.hint, code=error.code) from None
@@ -351,9 +360,9 @@ class Postures:
             return
         self._begin()
 
-    def settle(self, rules: bytes) -> None:
+    def settle(self, rules: bytes, gone: threading.Event) -> None:
         """Take a rule set that has just come whole into use. Blocking; raises as `settle_rules` does."""
-        settle_rules(self._folder, rules)
+        settle_rules(self._folder, rules, gone)
 
     async def look(self, rules: bytes, places: Places, gone: threading.Event) -> Looked:
         """Scan once, in the thread. Raises as `scan_programs` does."""

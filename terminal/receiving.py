@@ -150,7 +150,7 @@ class Receiving:
     def _verified(self, download: Download) -> None:
         download.verify()
         if isinstance(download.offer, Rules) and self._postures is not None:
-            self._postures.settle(download.offer.object)
+            self._postures.settle(download.offer.object, download.abandoned)
 
     def _abandon(self, serial: int, discard: bool) -> None:
         download = self._downloads.pop(serial, None)

@@ -446,7 +446,7 @@ class SimulatedPostures(Postures):
         super().__init__(device.folder, device.runners, _say_nothing)
         self._device = device
 
-    def settle(self, rules: bytes) -> None:
+    def settle(self, rules: bytes, gone: threading.Event) -> None:
         """Take a rule set without compiling it."""
 
     async def look(self, rules: bytes, places: Places, gone: threading.Event) -> Looked:

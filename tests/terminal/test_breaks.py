@@ -138,7 +138,7 @@ async def test_a_step_that_is_stopped_leaves_no_exception_that_nobody_looks_at(
 ) -> None:
     def reads(self: Download, older: Iterable[Path] = ()) -> None:
         loop.call_soon_threadsafe(begun.set)
-        while not self._abandoned:
+        while not self.abandoned.is_set():
             pass
         raise TransferError("The download was abandoned.", code="abandoned")
 

@@ -4,6 +4,7 @@ import asyncio
 import io
 import os
 import socket
+import subprocess
 import tarfile
 import threading
 import time
@@ -249,7 +250,7 @@ def test_a_report_holds_as_many_findings_as_fit_and_counts_the_rest() -> None:
 def test_a_new_rule_set_takes_the_place_of_all_others(folder: StateFolder) -> None:
     keep_rules(folder)
     keep_rules(folder, OTHER_RULES)
-    settle_rules(folder, OTHER_RULES.digest)
+    settle_rules(folder, OTHER_RULES.digest, threading.Event())
     assert [file.name for file in folder.rules.iterdir()] == [OTHER_RULES.digest.hex()]
 
 
@@ -260,7 +261,7 @@ def test_rules_that_do_not_compile_are_refused_with_the_compilers_words_and_the_
     keep_rules(folder)
     keep_rules(folder, wrong)
     with pytest.raises(TransferError, match="nonsense") as refused:
-        settle_rules(folder, wrong.digest)
+        settle_rules(folder, wrong.digest, threading.Event())
     assert refused.value.code == "bad-rules"
     assert [file.name for file in folder.rules.iterdir()] == [RULES.digest.hex()]
 
@@ -403,6 +404,35 @@ async def test_whoever_waits_for_a_scan_is_told_when_this_terminal_stops(folder:
     await postures.stop()
     with pytest.raises(Exception, match="stopping"):
         await waits
+
+
+async def test_the_engine_runs_at_low_priority_and_this_process_does_not(
+    folder: StateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = os.nice(0)
+    seen: list[int] = []
+
+    def look_on(_folder: StateFolder, rules: bytes, *_: object) -> Looked:
+        seen.append(int(subprocess.run(["nice"], check=True, capture_output=True).stdout))
+        return Looked(rules=rules, began_at=0.0)
+
+    monkeypatch.setattr(posture_module, "scan_programs", look_on)
+    keep_rules(folder)
+    postures = Postures(folder, {}, lambda _kind, _sentence: None)
+    await postures.scan_now()
+    await postures.stop()
+    assert seen == [max(posture_module.NICENESS, ours)]
+    assert os.nice(0) == ours
+
+
+def test_rules_nobody_waits_for_any_more_are_not_taken(folder: StateFolder) -> None:
+    gone = threading.Event()
+    gone.set()
+    keep_rules(folder)
+    keep_rules(folder, OTHER_RULES)
+    with pytest.raises(TransferError):
+        settle_rules(folder, OTHER_RULES.digest, gone)
+    assert [file.name for file in folder.rules.iterdir()] == [RULES.digest.hex()]
 
 
 async def test_without_a_rule_set_there_is_no_scan(folder: StateFolder) -> None:
