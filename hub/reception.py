@@ -34,6 +34,12 @@ _WELCOME: Final = (
     "This is a Lockstep hub. It speaks with terminals:\n\n    lockstep-terminal login ADDRESS --account NAME\n\n"
     "with this address, wss:// in place of https:// (or ws:// in place of http://).\n"
 )
+# Nothing of the request is repeated in it: whoever has the code may not make this page say anything.
+_PAIR: Final = (
+    "A device waits to be approved. On one that is logged in already, run:\n\n    lockstep-terminal approve CODE\n\n"
+    "with the code that the new device shows, or the address of this page. It shows what asks: compare it with the\n"
+    "device before you, and turn away what you do not know.\n"
+)
 _WEB_PAGE: Final = "This hub speaks with Lockstep terminals, not with web pages: a request with an Origin is refused.\n"
 _NOT_PROXY: Final = (
     "This hub is reached through its proxy only. Whoever runs it can list further proxies in trusted_proxies.\n"
@@ -288,6 +294,8 @@ def _page(connection: ServerConnection, request: Request) -> Response:
     """Answer a person's browser."""
     if request.path == "/":
         return _respond(connection, HTTPStatus.OK, _WELCOME)
+    if request.path.startswith("/pair/"):  # what a new device shows as a QR code
+        return _respond(connection, HTTPStatus.OK, _PAIR)
     return _respond(connection, HTTPStatus.NOT_FOUND, "There is nothing here.\n")
 
 

@@ -487,7 +487,7 @@ UPDATE terminals SET enrolled_by = :how, tags = :tags WHERE terminal_id = :termi
 SELECT 1 FROM terminals WHERE device_key = :device_key AND revoked_at IS NOT NULL;
 
 -- name: paired_terminal
-SELECT terminal_id FROM terminals WHERE device_key = :device_key AND enrolled_by = 'pairing' AND revoked_at IS NULL
+SELECT account_id FROM terminals WHERE device_key = :device_key AND enrolled_by = 'pairing' AND revoked_at IS NULL
 ORDER BY created_at DESC LIMIT 1;
 
 -- name: account_by_id
