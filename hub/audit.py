@@ -30,7 +30,7 @@ from protocol.keys import SigningKey
 log: Final = logging.getLogger("lockstep.hub")
 
 BEFORE_THE_FIRST: Final = bytes(32)
-ROWS_PER_PAGE: Final = 1_000
+ROWS_PER_PAGE: Final = 500
 SIGN_EVERY_SECONDS: Final = 86_400.0
 _HEAD_WORD: Final = "lockstep-audit-head"
 _BEFORE_ALL_ROWS: Final = -(2**63)  # SQLite's least row number: what was put before row 1 is seen too
