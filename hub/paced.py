@@ -13,6 +13,7 @@ from collections import deque
 from typing import Any, Final
 
 from websockets.asyncio.server import ServerConnection
+from websockets.protocol import State
 
 from protocol import limits
 
@@ -43,10 +44,6 @@ class PacedConnection(ServerConnection):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes from the transport."""
-        self._heard_bytes += len(data)
-        if not self.has_logged_in and self._heard_bytes > limits.HEARD_BEFORE_LOGIN_BYTES:
-            self._cut(f"said more than {limits.HEARD_BEFORE_LOGIN_BYTES} bytes before its login")
-            return
         self._waiting.extend(data[at : at + SLICE_BYTES] for at in range(0, len(data), SLICE_BYTES))
         if self._feeding is None:
             self._feed()
@@ -70,8 +67,14 @@ class PacedConnection(ServerConnection):
         self._feeding = None
         ends_at = self.loop.time() + SLICES_SECONDS
         while self._waiting and not self.recv_messages.paused:
-            super().data_received(self._waiting.popleft())
-            if self.transport.get_write_buffer_size() > UNREAD_ANSWERS_BYTES:
+            piece = self._waiting.popleft()
+            self._heard_bytes += len(piece)
+            super().data_received(piece)
+            if self.protocol.state is not State.OPEN:
+                continue  # the handshake has a limit of its own; after the close nothing is looked at
+            if not self.has_logged_in and self._heard_bytes > limits.HEARD_BEFORE_LOGIN_BYTES:
+                self._cut(f"said more than {limits.HEARD_BEFORE_LOGIN_BYTES} bytes before its login")
+            elif self.transport.get_write_buffer_size() > UNREAD_ANSWERS_BYTES:
                 self._cut("asks for answers and does not read them")
             elif self._waiting and self.loop.time() >= ends_at:
                 self._go_on()
