@@ -55,7 +55,7 @@ async def enrol(
     """
     address = parse_address(url, insecure_lan=insecure_lan, ca_file=ca_file)
     check_name(name, "name")
-    if account:
+    if account or password:
         check_name(account, "name of an account")
     with folder.lock():
         seeds = _seeds(folder, account, replace)

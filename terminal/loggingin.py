@@ -96,6 +96,7 @@ def login(place: Place, /, **options: Any) -> int:
     afterwards this device proves itself with its own key.
     """
     from terminal.dialling import show_url
+    from terminal.tables import printable
 
     wishes = Wishes(**options)
     proof = _Proof(wishes)
@@ -103,11 +104,8 @@ def login(place: Place, /, **options: Any) -> int:
     _refuse_other_login(folder, wishes)
     identity = asyncio.run(_log_in(place, folder, wishes, proof))
     of_account = "" if wishes.account else f" of account {identity.account}"
-    place.show(
-        login_facts(identity),
-        f"Logged in to {show_url(wishes.url)} as {identity.name}{of_account}, terminal {identity.terminal}.\n"
-        f"The hub's key is {identity.hub_fingerprint}.",
-    )
+    who = f"Logged in to {show_url(wishes.url)} as {identity.name}{of_account}, terminal {identity.terminal}."
+    place.show(login_facts(identity), f"{printable(who)}\nThe hub's key is {identity.hub_fingerprint}.")
     return 0
 
 

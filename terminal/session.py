@@ -386,6 +386,7 @@ class Session:
         self._opening = opening
         self._nonce = nonce
         self._hub_key = b""
+        self._has_code = False
         self._inventory = {program.program: program for program in inventory}
         begun = {offer.delivery for offer in installing}
         decided = tuple(said for said in decided if said.delivery not in begun)  # acted on: it installs
@@ -531,8 +532,10 @@ class Session:
         return actions + self._say_told()
 
     def _pairing_shown(self, pairing: messages.Pairing) -> list[Action]:
-        if not isinstance(self._opening, Enrolling) or not self._opening.pair:
-            raise ProtocolError("The hub answered with a pairing code that nobody asked for.", code="wrong-order")
+        asked = isinstance(self._opening, Enrolling) and self._opening.pair
+        if not asked or self._has_code:  # each code may be waited for as long again
+            raise ProtocolError("The hub said a pairing code that nobody asked for.", code="wrong-order")
+        self._has_code = True
         return [ShowPairing(pairing, self._hub_key)]
 
     def _stands(self, standing: messages.Standing) -> list[Action]:

@@ -16,6 +16,7 @@ from protocol.errors import LockstepError, NotLoggedInError, RefusedError, Unava
 from terminal.agent import run_agent
 from terminal.client import enrol, open_client
 from terminal.pairing import PairingShown
+from terminal.simulated import DEFAULT_MIX, make_devices, make_fleet
 from terminal.state import Identity, StateFolder
 from tests.harness.hubs import PASSWORD, HubProcess, RunningHub, running_hub
 
@@ -215,6 +216,17 @@ async def test_a_login_that_is_started_again_shows_the_same_code(tmp_path: Path)
         assert (await again.outcome()).name == "TV"
 
 
+async def test_a_device_that_was_approved_while_it_was_away_is_let_in_at_once(tmp_path: Path) -> None:
+    async with room(tmp_path) as (hub, phone):
+        television = Television(hub.url, tmp_path / "tv")
+        code = await television.code()
+        await television.give_up()
+        await approve(phone, code)
+        again = Television(hub.url, tmp_path / "tv")
+        assert (await again.outcome()).name == "TV"
+        assert again.codes == []
+
+
 # --- out again ------------------------------------------------------------------------------------------------------
 
 
@@ -338,3 +350,18 @@ async def test_a_join_key_lets_in_so_many_devices_and_no_more_and_files_them_und
         assert again == logins[0], "the same device uses none of it"
         kept = [file.read_bytes() for file in tmp_path.rglob("*") if file.is_file() and file != key_file]
         assert not [data for data in kept if secret.encode() in data]
+
+
+async def test_a_simulated_fleet_joins_by_a_key(tmp_path: Path) -> None:
+    async with room(tmp_path) as (hub, phone):
+        _, secret = await hub.hub.join_keys.add("ada", uses=3, seconds=60.0, tags=("fleet",))
+        fleet = make_fleet(make_devices(DEFAULT_MIX, 3, 1), tmp_path / "fleet", hub.url, "")
+        await fleet.enrol("", join_key=secret)
+        fleet.connect()
+        try:
+            await asyncio.wait_for(fleet.all_online(), WAIT_SECONDS)
+            async with open_client(phone) as client:
+                tagged = [row for row in await client.devices() if row.tags == ("fleet",)]
+        finally:
+            await fleet.disconnect()
+        assert len(tagged) == 3

@@ -8,7 +8,7 @@ import pytest
 from msgspec import structs
 
 from protocol import keys, messages
-from protocol.errors import NotLoggedInError, RefusedError, UnavailableError
+from protocol.errors import NotLoggedInError, ProtocolError, RefusedError, UnavailableError
 from terminal.client import enrol
 from terminal.pairing import PairingShown
 from terminal.state import Identity, StateFolder
@@ -219,6 +219,20 @@ async def test_a_pairing_outlives_a_break_of_its_connection(folder: StateFolder)
         await enrolled(folder, url, on_pairing=shown.append)
     assert [one.code for one in shown] == [CODE, CODE]
     assert desk.heard[0].device_key == desk.heard[1].device_key
+
+
+async def test_a_hub_that_says_one_code_after_the_other_breaks_the_protocol(folder: StateFolder) -> None:
+    desk = Desk()
+
+    async def goes_on(peer: Peer) -> None:
+        await desk.shows(peer)
+        await peer.say(messages.Pairing(code="KJHGFDCB", seconds=600.0))
+        await peer.socket.wait_closed()
+        assert peer.socket.close_code == 4001
+
+    async with hub(goes_on) as url:
+        with pytest.raises(ProtocolError):
+            await enrolled(folder, url, on_pairing=lambda _shown: None)
 
 
 async def test_a_hub_that_has_forgotten_the_pairing_gives_another_code(folder: StateFolder) -> None:
