@@ -1,6 +1,7 @@
 """Scans of this terminal's programs: what is looked at, at what pace, and what becomes of requests for it."""
 
 import asyncio
+import errno
 import io
 import os
 import socket
@@ -137,8 +138,11 @@ def test_folders_nested_deeper_than_calls_are_looked_at(tmp_path: Path, compiled
     os.write(evil, EVIL)
     os.close(evil)
     os.close(descriptor)
-    assert len(str(deep)) < 4_096
-    assert len(look(compiled, tmp_path).findings) == 1
+    try:
+        assert len(str(deep)) < 4_096
+        assert len(look(compiled, tmp_path).findings) == 1
+    finally:  # Python's own rmtree, with which pytest tidies up, calls itself for each level
+        subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)
 
 
 # --- one scan -----------------------------------------------------------------------------------------------------
@@ -218,6 +222,29 @@ def test_a_scan_keeps_its_pace(tmp_path: Path, compiled: bytes) -> None:
     assert looked.files == 8
     assert time.monotonic() - began_at >= 1.0
     assert looked.seconds >= 1.0
+
+
+def test_a_scan_that_waits_for_its_pace_ends_with_its_time(tmp_path: Path, compiled: bytes) -> None:
+    for number in range(3):
+        (tmp_path / f"f{number}").write_bytes(bytes(100_000))
+    began_at = time.monotonic()
+    looked = look(compiled, tmp_path, replace(FAST, bytes_per_second=1, seconds=0.3))
+    assert time.monotonic() - began_at < 5.0
+    assert not looked.complete
+
+
+def test_files_there_is_no_room_to_hand_over_are_passed_over_and_counted(
+    tmp_path: Path, compiled: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        (tmp_path / f"f{number}").write_bytes(b"%d" % number)
+
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("terminal.posture.tempfile.TemporaryFile", full)
+    looked = look(compiled, tmp_path)
+    assert (looked.files, looked.skipped, looked.complete) == (0, 3, False)
 
 
 def test_a_scan_nobody_wants_any_more_stops_while_it_waits(tmp_path: Path, compiled: bytes) -> None:
