@@ -211,7 +211,7 @@ class Objects:
                 for run in _runs(pack.manifest):
                     for index, stored in pack.split(run, pack.read_stored(run)):
                         file.write(restore(stored, pack.manifest[index]))
-                file.flush()
+                file.seek(0)
             except TransferError as error:
                 raise pack.damaged("is damaged", error) from None
             except OSError as error:

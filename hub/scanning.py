@@ -284,7 +284,7 @@ class CommandEngine:
 
     def scan(self, file: BinaryIO, name: str, seconds: float, gone: threading.Event) -> EngineVerdict:
         """Run it over an open file."""
-        file.seek(0)
+        os.lseek(file.fileno(), 0, os.SEEK_SET)  # `file.seek` may only move within what Python has read ahead
         known = ("PATH", "HOME", "LANG", "TMPDIR")
         surroundings = {key: os.environ[key] for key in known if key in os.environ}
         process = start_child(self._words, file.fileno(), environment=surroundings)

@@ -54,6 +54,7 @@ def _warm_up() -> None:
 
 
 def _opened(descriptor: int) -> BinaryIO:
+    os.lseek(descriptor, 0, os.SEEK_SET)  # shared with the parent, which may have read it
     return os.fdopen(descriptor, "rb", closefd=False)
 
 

@@ -4,6 +4,7 @@
 one worker to another through here, and are read in no other place.
 """
 
+import os
 import tempfile
 import threading
 from importlib.metadata import version
@@ -43,7 +44,7 @@ def compile_counted(source: bytes, gone: threading.Event | None = None) -> Compi
         raise UsageError(f"The rules have {len(source)} bytes, and at most {RULES_BYTES} are taken.", code="bad-rules")
     with tempfile.TemporaryFile() as file:
         file.write(source)
-        file.seek(0)
+        file.flush()
         try:
             answer = _ask(file, "", seconds=COMPILE_SECONDS, answer_bytes=COMPILED_BYTES, gone=gone)
         except ChildFailure as failure:
@@ -69,13 +70,15 @@ def scan(file: BinaryIO, name: str, compiled: bytes, *, seconds: float, gone: th
     """
     with tempfile.TemporaryFile() as rules:
         rules.write(compiled)
-        rules.seek(0)
-        file.seek(0)
+        file.flush()
+        rules.flush()
         try:
             answer = _ask(file, str(rules.fileno()), seconds=seconds, answer_bytes=ANSWER_BYTES, gone=gone)
         except ChildFailure as failure:
             raise _failed(_words(failure, seconds)) from None
     scanned = _decode(answer, Scanned)
+    if scanned.bytes < (size := os.fstat(file.fileno()).st_size):
+        raise _failed(f"it saw {scanned.bytes} of {size} bytes")
     findings = tuple(structs.replace(one, where=_where(name, one.where)) for one in scanned.findings)
     return structs.replace(scanned, findings=findings)
 
@@ -83,7 +86,6 @@ def scan(file: BinaryIO, name: str, compiled: bytes, *, seconds: float, gone: th
 def _ask(
     file: BinaryIO, rules: str, *, seconds: float, answer_bytes: int, gone: threading.Event | None = None
 ) -> bytes:
-    file.flush()
     return ask_child(
         python_command("scanner.worker", str(ceil(seconds)), rules),
         file.fileno(),

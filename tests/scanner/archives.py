@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import zstandard
 
@@ -31,7 +33,7 @@ def tarred(name: str, content: bytes) -> bytes:
     return buffer.getvalue()
 
 
-PACKERS = {
+PACKERS: Final[dict[str, Callable[[bytes], bytes]]] = {
     "": bytes,
     ".gz": gzip.compress,
     ".xz": lzma.compress,

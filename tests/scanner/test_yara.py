@@ -63,12 +63,13 @@ def found(content: bytes, name: str = "file") -> list[tuple[str, str]]:
         (MIRAI, "Mirai_bot", "infected"),
         (WANNACRY, "WannaCry_kill_switch", "infected"),
     ],
+    ids=("eicar", "inside", "gtube", "metasploit", "mirai", "wannacry"),  # not the patterns: they would be in the cache
 )
 def test_the_starter_set_finds_each_public_test_pattern(content: bytes, rule: str, severity: str) -> None:
     assert scan(content, "x").findings == (Finding(rule, "x", severity),)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("content", [EICAR[:-1], GTUBE[1:], METASPLOIT[4:], MIRAI[1:], WANNACRY[2:], b""])
+@pytest.mark.parametrize("content", [EICAR[:-1], GTUBE[1:], METASPLOIT[4:], MIRAI[1:], WANNACRY[2:], b""], ids=range(6))
 def test_what_is_not_quite_a_pattern_is_clean(content: bytes) -> None:
     assert scan(content) == Scanned((), 1, len(content))
 
