@@ -138,8 +138,9 @@ class Scan:
         return taken_seconds > self._budget.seconds or self._bytes + self._batch_bytes >= self._budget.bytes
 
     def _keep_pace(self) -> None:
-        """Wait until so much may have been read; then see whether anybody wants this still."""
-        due_at = self._began_at + (self._bytes + self._batch_bytes) / self._budget.bytes_per_second
+        """Wait until so much may have been read, or the time is over; then see whether anybody wants this still."""
+        seconds = (self._bytes + self._batch_bytes) / self._budget.bytes_per_second
+        due_at = self._began_at + min(seconds, self._budget.seconds)
         self._gone.wait(max(0.0, due_at - time.monotonic()))
         if self._gone.is_set():
             raise StoppedError
@@ -184,23 +185,34 @@ class Scan:
             if self._is_over():
                 self._complete = False
                 return
-            with tempfile.TemporaryFile() as file:
-                file.write(content)
-                self._scan_one(file, name, program, len(content))
+            try:
+                with tempfile.TemporaryFile() as file:
+                    file.write(content)
+                    file.flush()
+                    self._scan_one(file, name, program, len(content))
+            except OSError:  # there is no room for it
+                self._skipped += 1
 
     def _doubtful(self, contents: Sequence[bytes]) -> Container[int]:
         """Return the places of those in which the engine finds something; all, unless it says that it saw each."""
+        try:
+            scanned = self._ask_of_all(contents)
+        except OSError:
+            scanned = None
+        if scanned is None or scanned.skipped or scanned.files <= len(contents) or len(scanned.findings) >= CAPPED:
+            return range(len(contents))
+        found = {one.where.removeprefix(f"{_BATCH_NAME}: ") for one in scanned.findings} - {_BATCH_NAME}
+        return {number for number in range(len(contents)) if str(number) in found}
+
+    def _ask_of_all(self, contents: Sequence[bytes]) -> Scanned | None:
         with tempfile.TemporaryFile() as file:
             with tarfile.open(fileobj=file, mode="w") as archive:
                 for number, content in enumerate(contents):
                     member = tarfile.TarInfo(str(number))
                     member.size = len(content)
                     archive.addfile(member, io.BytesIO(content))
-            scanned = self._ask(file, _BATCH_NAME)
-        if scanned is None or scanned.skipped or scanned.files <= len(contents) or len(scanned.findings) >= CAPPED:
-            return range(len(contents))
-        found = {one.where.removeprefix(f"{_BATCH_NAME}: ") for one in scanned.findings} - {_BATCH_NAME}
-        return {number for number in range(len(contents)) if str(number) in found}
+            file.flush()
+            return self._ask(file, _BATCH_NAME)
 
     def _scan_one(self, file: BinaryIO, name: str, program: str, size: int) -> None:
         scanned = self._ask(file, name)

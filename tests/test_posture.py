@@ -177,6 +177,9 @@ async def test_a_simulated_fleet_answers_as_it_is_told_to(tmp_path: Path) -> Non
             silent.posture = "clean"
             await until(lambda: silent.installed_file("hello") is not None)
             assert not bad.installed_file("hello")
+            bad.posture = "clean"
+            await bad.postures.scan_now()
+            await until(lambda: bad.installed_file("hello") is not None)
 
 
 async def test_where_a_posture_is_only_reported_it_decides_nothing(tmp_path: Path) -> None:
