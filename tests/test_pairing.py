@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -95,6 +96,22 @@ async def test_a_television_is_let_in_by_a_phone(tmp_path: Path) -> None:
         assert identity.hub_fingerprint == phone.identity().hub_fingerprint
         async with open_client(television.folder) as client:
             assert {row.name for row in await client.devices()} == {"Phone", "TV"}
+
+
+async def test_the_page_a_device_shows_says_what_to_do_and_never_the_code(tmp_path: Path) -> None:
+    async with room(tmp_path) as (hub, _phone):
+        television = Television(hub.url, tmp_path / "tv")
+        code = await television.code()
+        page = await asyncio.to_thread(read_page, television.codes[0].url)
+        assert "lockstep-terminal approve" in page
+        assert code not in page.upper().replace("-", "")
+        await television.give_up()
+
+
+def read_page(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=WAIT_SECONDS) as answer:
+        assert answer.headers.get_content_type() == "text/plain"
+        return str(answer.read().decode())
 
 
 async def test_a_code_is_approved_once(tmp_path: Path) -> None:
@@ -270,6 +287,43 @@ async def test_a_device_without_the_right_may_not_approve_or_revoke(tmp_path: Pa
         await television.give_up()
 
 
+# --- join keys -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_join_key_lets_in_so_many_devices_and_no_more_and_files_them_under_its_tags(tmp_path: Path) -> None:
+    async with room(tmp_path) as (hub, phone):
+        _, secret = await hub.hub.join_keys.add("ada", uses=2, seconds=60.0, tags=("wall",))
+
+        async def join(name: str) -> Identity:
+            return await enrol(StateFolder(tmp_path / name), hub.url, join_key=secret, name=name, device=SET)
+
+        one, _ = await join("One"), await join("Two")
+        with pytest.raises(RefusedError) as caught:
+            await join("Three")
+        assert caught.value.code == "not-authorised"
+        assert await join("One") == one, "the same device uses none of it"
+        async with open_client(phone) as client:
+            rows = {row.name: row.tags for row in await client.devices()}
+        assert rows == {"Phone": (), "One": ("wall",), "Two": ("wall",)}
+        kept = [file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()]
+        assert not [data for data in kept if secret.encode() in data]
+
+
+async def test_a_simulated_fleet_joins_by_a_key(tmp_path: Path) -> None:
+    async with room(tmp_path) as (hub, phone):
+        _, secret = await hub.hub.join_keys.add("ada", uses=3, seconds=60.0, tags=("fleet",))
+        fleet = make_fleet(make_devices(DEFAULT_MIX, 3, 1), tmp_path / "fleet", hub.url, "")
+        await fleet.enrol("", join_key=secret)
+        fleet.connect()
+        try:
+            await asyncio.wait_for(fleet.all_online(), WAIT_SECONDS)
+            async with open_client(phone) as client:
+                tagged = [row for row in await client.devices() if row.tags == ("fleet",)]
+        finally:
+            await fleet.disconnect()
+        assert len(tagged) == 3
+
+
 # --- the commands ---------------------------------------------------------------------------------------------------
 
 
@@ -325,43 +379,3 @@ async def test_the_commands_pair_a_device_and_revoke_it(tmp_path: Path) -> None:
         assert (await command("terminal", "devices", *place))[0] == 4
         _, [status] = await command("terminal", "status", *place)
         assert status["standing"]["reason"] == "revoked"
-
-
-async def test_a_join_key_lets_in_so_many_devices_and_no_more_and_files_them_under_its_tags(tmp_path: Path) -> None:
-    async with house(tmp_path) as (hub, phone):
-        data = str(tmp_path / "hub")
-        make = ("hub", "joinkey", "add", "ada", "--uses", "2", "--tag", "wall", "--data", data, "--json")
-        _, [made] = await command(*make)
-        secret = made["secret"]
-        key_file = tmp_path / "key"
-        key_file.write_text(secret)
-        login = ("terminal", "login", hub.url, "--json", "--join-key-file", str(key_file))
-        names = ("One", "Two", "Three")
-        logins = [await command(*login, "--name", name, "--state", str(tmp_path / name)) for name in names]
-        assert [code for code, _ in logins] == [0, 0, 1]
-        assert logins[2][1][0]["error"]["code"] == "not-authorised"
-        _, [listed] = await command("terminal", "devices", "--state", phone, "--json")
-        assert {row["name"]: row["tags"] for row in listed["devices"]} == {
-            "Phone": [],
-            "One": ["wall"],
-            "Two": ["wall"],
-        }
-        again = await command(*login, "--name", "One", "--state", str(tmp_path / "One"))
-        assert again == logins[0], "the same device uses none of it"
-        kept = [file.read_bytes() for file in tmp_path.rglob("*") if file.is_file() and file != key_file]
-        assert not [data for data in kept if secret.encode() in data]
-
-
-async def test_a_simulated_fleet_joins_by_a_key(tmp_path: Path) -> None:
-    async with room(tmp_path) as (hub, phone):
-        _, secret = await hub.hub.join_keys.add("ada", uses=3, seconds=60.0, tags=("fleet",))
-        fleet = make_fleet(make_devices(DEFAULT_MIX, 3, 1), tmp_path / "fleet", hub.url, "")
-        await fleet.enrol("", join_key=secret)
-        fleet.connect()
-        try:
-            await asyncio.wait_for(fleet.all_online(), WAIT_SECONDS)
-            async with open_client(phone) as client:
-                tagged = [row for row in await client.devices() if row.tags == ("fleet",)]
-        finally:
-            await fleet.disconnect()
-        assert len(tagged) == 3
