@@ -1,19 +1,23 @@
 """Doorway: room for so many connections that have not logged in, and who makes way when it is full. Pure.
 
-Each connection counts for the address it came from; of IPv6 its first 64 bits count, which is what one customer has.
-When the room is full, the address that holds most of it gives up the connection that has kept the hub waiting longest.
-Where all hold about the same, that one has to have kept it waiting for a second, so that whoever is let in has that
-long; until then a newcomer is turned away and comes again. A real login keeps the hub waiting for a few milliseconds,
-and while the hub works on a proof it keeps nobody waiting, so a drip-fed handshake makes way for it and not the other
-way round, also where both come from one address.
+A real login keeps the hub waiting for one round trip at each step; a drip-fed handshake for as long as it may. So who
+has kept the hub waiting for longer than such a step takes makes way for a newcomer: first of those whose address holds
+most, then who has waited longest. Whoever is let in has that long for each step, also beside others of its own address.
+Where nobody has waited so long, an address that holds more than others gives one up to an address that holds fewer;
+from its own a newcomer is turned away, and comes again. While the hub itself works on a proof nobody is kept waiting.
+
+Of IPv6 the first 64 bits count as one address, which is what one customer has.
 """
 
 import ipaddress
+import itertools
+from collections import Counter
 from typing import Final
 
 from msgspec import Struct
 
-PATIENCE_SECONDS: Final = 1.0
+PATIENCE_SECONDS: Final = 0.3  # for one step: a message there and its answer back
+_LOOKED_AT: Final = 32  # of those who have waited longest, so that a flood costs little for each of its connections
 _NETWORK_BITS: Final = 64
 
 
@@ -29,9 +33,9 @@ class Doorway:
 
     def __init__(self, room: int) -> None:
         self._room = room
-        self._shares: dict[str, dict[int, float]] = {}  # of each address: since when each keeps the hub waiting
         self._share_of: dict[int, str] = {}
-        self._at_work: set[int] = set()
+        self._held: Counter[str] = Counter()  # connections of each share
+        self._waiting: dict[int, float] = {}  # since when each keeps the hub waiting, the longest first
 
     @property
     def count(self) -> int:
@@ -48,44 +52,39 @@ class Doorway:
                 return Arrival(is_let_in=False)
             self.leave(makes_way)
         self._share_of[number] = share
-        self._shares.setdefault(share, {})[number] = now
+        self._held[share] += 1
+        self._waiting[number] = now
         return Arrival(is_let_in=True, makes_way=makes_way)
 
     def begin_work(self, number: int) -> None:
         """The hub works on what this connection said: it keeps nobody waiting."""
-        if number in self._share_of:
-            self._at_work.add(number)
+        self._waiting.pop(number, None)
 
-    def end_work(self, number: int, now: float) -> None:
-        """It is the other side's turn again."""
-        if number in self._at_work:
-            self._at_work.remove(number)
-            self._shares[self._share_of[number]][number] = now
+    def took_a_step(self, number: int, now: float) -> None:
+        """It is a connection's turn, and its clock begins anew: it said what was due, or the hub has done its work."""
+        if number in self._share_of:
+            self._waiting.pop(number, None)
+            self._waiting[number] = now
 
     def leave(self, number: int) -> None:
         """Let go of a connection that has logged in or is gone; nothing happens when it is in no doorway."""
         share = self._share_of.pop(number, None)
         if share is None:
             return
-        self._at_work.discard(number)
-        del self._shares[share][number]
-        if not self._shares[share]:
-            del self._shares[share]
+        self._waiting.pop(number, None)
+        self._held[share] -= 1
+        if not self._held[share]:
+            del self._held[share]
 
     def _who_makes_way(self, newcomer: str, now: float) -> int | None:
-        idle = {share: self._longest_waiting(share) for share in self._shares}
-        counts = {share: len(self._shares[share]) for share, longest in idle.items() if longest}
-        if not counts:
+        longest = itertools.islice(self._waiting.items(), _LOOKED_AT)
+        slow = [number for number, since in longest if now - since >= PATIENCE_SECONDS]
+        if slow:
+            return max(slow, key=lambda number: self._held[self._share_of[number]])  # of several the first
+        fullest = max(self._held, key=self._held.__getitem__)
+        if self._held[fullest] <= self._held[newcomer] + 1:
             return None
-        # Of addresses that hold the same the one whose connection has waited longest.
-        fullest = min(counts, key=lambda share: (-counts[share], (idle[share] or (0.0, 0))[0]))
-        since, number = idle[fullest] or (now, 0)
-        holds_more = counts[fullest] > len(self._shares.get(newcomer, ())) + 1
-        return number if holds_more or now - since >= PATIENCE_SECONDS else None
-
-    def _longest_waiting(self, share: str) -> tuple[float, int] | None:
-        waiting = [(since, number) for number, since in self._shares[share].items() if number not in self._at_work]
-        return min(waiting, default=None)
+        return next((number for number in self._waiting if self._share_of[number] == fullest), None)
 
 
 def share_name(address: str) -> str:

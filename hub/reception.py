@@ -30,6 +30,7 @@ log: Final = logging.getLogger("lockstep.hub")
 
 CLOSE_SECONDS: Final = 2.0
 _BACKLOG: Final = 4_096
+_LINES_PER_SECOND: Final = 50  # a flood must not fill the log's disk
 _WELCOME: Final = (
     "This is a Lockstep hub. It speaks with terminals:\n\n    lockstep-terminal login ADDRESS --account NAME\n\n"
     "with this address, wss:// in place of https:// (or ws:// in place of http://).\n"
@@ -59,6 +60,8 @@ class Reception:
         self._connections: dict[int, TerminalConnection] = {}
         self._turned_away: set[int] = set()
         self._next_number = 0
+        self._told_since = 0.0
+        self._told = 0
 
     @property
     def count(self) -> int:
@@ -94,6 +97,16 @@ class Reception:
         self._turned_away.discard(connection.number)
         self._connections.pop(connection.number, None)
 
+    def tell(self, line: str, now: float) -> None:
+        """Log a line of a connection that did not log in; of many in one second only so many, and how many more."""
+        if now - self._told_since >= 1.0:
+            if self._told > _LINES_PER_SECOND:
+                log.info("%d more connections did not log in", self._told - _LINES_PER_SECOND)
+            self._told_since, self._told = now, 0
+        self._told += 1
+        if self._told <= _LINES_PER_SECOND:
+            log.info("%s", line)
+
     def close(self) -> None:
         """Drop those who have opened no WebSocket yet: the hub stops."""
         for connection in list(self._connections.values()):
@@ -106,7 +119,11 @@ class Reception:
 
     def end_work(self, connection: "TerminalConnection") -> None:
         """It is the terminal's turn again."""
-        self._doorway.end_work(connection.number, connection.loop.time())
+        self.took_a_step(connection)
+
+    def took_a_step(self, connection: "TerminalConnection") -> None:
+        """The connection has come one step nearer to its login, or the hub has done its part."""
+        self._doorway.took_a_step(connection.number, connection.loop.time())
 
     def answer(self, connection: ServerConnection, request: Request) -> Response | None:
         """Return the answer to a request that opens no WebSocket, or None for one that does."""
@@ -118,6 +135,7 @@ class Reception:
             return _page(connection, request)
         if connection.number in self._turned_away:
             return _busy(connection)
+        self.took_a_step(connection)
         is_passed_on = self._proxies.trusts(connection.peer_host)
         return None if not is_passed_on or self._let_in(connection) else _busy(connection)
 
@@ -198,7 +216,7 @@ class TerminalConnection(PacedConnection):
         self._reception.leave(self)
         if not self.is_served:
             answer = f" (HTTP {self.response.status_code})" if self._is_made and self.response else self._why
-            log.info("%s opened no WebSocket%s", self.client_address, answer)
+            self._reception.tell(f"{self.client_address} opened no WebSocket{answer}", self.loop.time())
         if self._is_made:
             super().connection_lost(exc)
 
@@ -214,11 +232,15 @@ class TerminalConnection(PacedConnection):
         """The hub has answered."""
         self._reception.end_work(self)
 
+    def took_a_step(self) -> None:
+        """What was due was said."""
+        self._reception.took_a_step(self)
+
     def drop(self, why: str) -> None:
         """Drop the connection without a word."""
         self._why = f" ({why})"
         if self.is_served:
-            log.info("%s is dropped before its login: %s", self.client_address, why)
+            self._reception.tell(f"{self.client_address} is dropped before its login: {why}", self.loop.time())
         assert self._raw is not None
         self._raw.abort()
 
@@ -239,6 +261,7 @@ class TerminalConnection(PacedConnection):
         except OSError as error:  # ssl.SSLError and TimeoutError among them
             self._why = self._why or f" (TLS: {getattr(error, 'reason', None) or error})"
         if encrypted is not None and not self._is_lost:
+            self.took_a_step()
             self._open(encrypted)
             # With a limit of 0 asyncio's TLS (CPython 3.11, `sslproto._control_app_writing`) takes "no more than 0
             # waits" for "full" and lets nothing be sent until something has been read. So 1, and what waits below it 0.

@@ -212,6 +212,7 @@ class TerminalSocket:
             await self._inbox_room.acquire()
             try:
                 self._inbox.put_nowait(brain.Received(codec.decode(data)))
+                self._connection.took_a_step()  # before the login nothing else may be said
             except ProtocolError as error:
                 self._inbox.put_nowait(brain.Broken(error.code, error.message))
             if len(data) > limits.MESSAGE_BEFORE_LOGIN_BYTES:
@@ -625,6 +626,8 @@ class TerminalSocket:
                 return self._start_transfer(owed)
             case brain.StartRules(delivery, rules):
                 return self._start_rules(delivery, rules)
+            case brain.Hold(reason):
+                await deliveries.hold(me.terminal_id, me.connection, reason)
             case brain.StopTransfer():
                 await self._stop_transfer()
             case brain.FeedWant(want):

@@ -108,7 +108,7 @@ class LightTerminal:
                 socket.transport.abort()
 
     async def _login(self, socket: HubSocket, url: str) -> None:
-        host, _, port = url.removeprefix("ws://").rpartition(":")
+        host, _, port = url.rpartition("/")[2].rpartition(":")
         raw = RawTerminal(socket, host, int(port))
         raw.signing_key, raw.terminal = self.signing_key, self.terminal
         async with asyncio.timeout(10):

@@ -32,16 +32,24 @@ def test_an_address_that_holds_most_makes_way_for_nobody_else_but_comes_again() 
     assert full(6, ["greedy", "greedy", "b"]).arrive(9, "greedy", 0.01) == TURNED_AWAY
 
 
-def test_who_has_kept_the_hub_waiting_for_a_second_makes_way_for_its_own_address_too() -> None:
+def test_who_has_kept_the_hub_waiting_for_too_long_makes_way_for_its_own_address_too() -> None:
     doorway = full(6, ["greedy"])
     assert doorway.arrive(9, "greedy", PATIENCE_SECONDS) == Arrival(is_let_in=True, makes_way=0)
     assert doorway.arrive(10, "greedy", PATIENCE_SECONDS) == TURNED_AWAY, "the next has waited 1 ms less"
 
 
-def test_where_all_hold_the_same_whoever_is_let_in_has_a_second() -> None:
+def test_who_is_slow_makes_way_before_a_fuller_address_whose_connections_are_not() -> None:
+    doorway = full(6, ["greedy", "greedy", "b"])
+    for number in (0, 1, 3, 4):
+        doorway.took_a_step(number, 1.0)
+    assert doorway.arrive(9, "c", 1.1) == Arrival(is_let_in=True, makes_way=2)
+
+
+def test_where_all_hold_the_same_whoever_is_let_in_has_time_for_each_step() -> None:
     doorway = full(4, ["a", "b", "c", "d"])
     assert doorway.arrive(9, "e", PATIENCE_SECONDS - 0.001) == TURNED_AWAY
-    assert doorway.arrive(9, "e", PATIENCE_SECONDS) == Arrival(is_let_in=True, makes_way=0)
+    doorway.took_a_step(0, 0.2)
+    assert doorway.arrive(9, "e", PATIENCE_SECONDS + 0.001) == Arrival(is_let_in=True, makes_way=1)
 
 
 def test_whom_the_hub_keeps_waiting_makes_way_for_nobody_until_it_has_answered() -> None:
@@ -49,9 +57,9 @@ def test_whom_the_hub_keeps_waiting_makes_way_for_nobody_until_it_has_answered()
     doorway.begin_work(0)
     doorway.begin_work(1)
     assert doorway.arrive(9, "b", 100.0) == TURNED_AWAY
-    doorway.end_work(1, 100.0)
+    doorway.took_a_step(1, 100.0)
     assert doorway.arrive(9, "a", 100.0) == TURNED_AWAY, "its clock begins anew with the answer"
-    assert doorway.arrive(9, "a", 100.0 + PATIENCE_SECONDS) == Arrival(is_let_in=True, makes_way=1)
+    assert doorway.arrive(9, "a", 100.001 + PATIENCE_SECONDS) == Arrival(is_let_in=True, makes_way=1)
 
 
 def test_leaving_makes_room_and_leaving_twice_changes_nothing() -> None:
@@ -91,7 +99,7 @@ def test_the_room_is_never_exceeded_and_only_who_is_in_it_makes_way(seed: int, r
                     doorway.begin_work(one)
                     working.add(one)
                 case "end":
-                    doorway.end_work(one, now)
+                    doorway.took_a_step(one, now)
                     working.discard(one)
                 case _:
                     doorway.leave(one)
