@@ -46,7 +46,7 @@ class Accounts:
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
-        self._standings = standings or Standings()
+        self.standings = standings or Standings()
         self._passwords = passwords
         self._terminals_per_account = terminals_per_account
         self._now = now
@@ -138,13 +138,9 @@ class Accounts:
         if not await self._store.transaction(body):
             raise unknown_account(name)
 
-    async def may(self, terminal: str, right: Right) -> bool:
-        """Return whether a terminal has a right now: its account has it, and it has it itself."""
-
-        async def body(transaction: Transaction) -> bool:
-            return right in await rights_of(transaction, terminal)
-
-        return await self._store.transaction(body)
+    async def check_right(self, terminal: str, right: Right) -> None:
+        """Raise RefusedError where a terminal may not do this now; see `Standings.check_right`."""
+        await self._store.transaction(lambda transaction: self.standings.check_right(transaction, terminal, right))
 
     async def check_password(self, name: str, password: str, host: str = "") -> str | None:
         """Return the account's id if the password is right, else None, after the same work either way.
@@ -232,11 +228,10 @@ class Accounts:
         if known is None:
             await self._check_room(transaction, account_id)
             await transaction.rows("add_terminal", account_id=account_id, device_key=request.device_key, **columns)
-            await transaction.rows(
-                "mark_enrolled", terminal_id=identifier, how=how, tags=msgspec.json.encode(tags).decode()
-            )
         else:
             await transaction.rows("enrol_again", **columns)
+        kept = known["tags"] if known else msgspec.json.encode(tags).decode()
+        await transaction.rows("mark_enrolled", terminal_id=identifier, how=how, tags=kept)
         terminal = await _read_terminal(transaction, identifier)
         detail = {"account": terminal.account_name, "name": terminal.name, "how": how, "again": known is not None}
         await record(transaction, identifier, "device.enrol", identifier, **detail | ({"by": by} if by else {}))
@@ -258,14 +253,14 @@ class Accounts:
                 now=time.time(),
             )
             if counted is None:
-                raise gone((await self._standings.of(transaction, terminal)).ended)
+                raise gone((await self.standings.of(transaction, terminal)).ended)
             return structs.replace(await _read_terminal(transaction, terminal), receives=receives)
 
         return await self._store.transaction(body)
 
     async def standing(self, terminal: str) -> StandingFound:
         """Return what a terminal may do now."""
-        return await self._store.transaction(lambda transaction: self._standings.of(transaction, terminal))
+        return await self._store.transaction(lambda transaction: self.standings.of(transaction, terminal))
 
     async def update(self, terminal: Terminal, name: str | None, device: DeviceInfo | None) -> Terminal:
         """Change a terminal's name or device info.
@@ -274,7 +269,7 @@ class Accounts:
         """
 
         async def body(transaction: Transaction) -> Terminal:
-            if ended := (await self._standings.of(transaction, terminal.terminal_id)).ended:
+            if ended := (await self.standings.of(transaction, terminal.terminal_id)).ended:
                 raise gone(ended)
             wanted = terminal.name if name is None else allowed_name(name)
             if not wanted:
@@ -310,7 +305,7 @@ class Accounts:
 
     def device_row(self, terminal: Terminal, *, online: bool) -> DeviceRow:
         """Return a terminal as the device list shows it."""
-        quarantined = self._standings.is_quarantined(terminal.posture_findings)
+        quarantined = self.standings.is_quarantined(terminal.posture_findings)
         return DeviceRow(
             terminal=terminal.terminal_id,
             name=terminal.name,
@@ -360,14 +355,6 @@ def unknown_account(name: str) -> UnknownNameError:
     return UnknownNameError(
         f"There is no account {name!r}.", hint="`lockstep-hub account list` lists them.", code="unknown-account"
     )
-
-
-async def rights_of(transaction: Transaction, terminal: str) -> frozenset[str]:
-    """Return the rights a terminal has now: none where it is revoked, unknown, or of a disabled account."""
-    row = await transaction.row("rights_of", terminal_id=terminal)
-    if row is None:
-        return frozenset()
-    return frozenset(row["account_rights"].split()) & frozenset(row["terminal_rights"].split())
 
 
 async def _read_terminal(transaction: Transaction, terminal: str) -> Terminal:

@@ -54,10 +54,7 @@ class Enrolling:
             return await self._store.transaction(lambda transaction: self._join(transaction, request, address))
         if request.token:
             return await self._enrol_by_token(request, address)
-        account_id = await self._accounts.check_password(request.account, request.password, host)
-        if account_id is None:
-            raise RefusedError("The account or the password is wrong.", hint="Check both and try again.")
-        return await self._accounts.enrol(account_id, request, address)
+        return await self._enrol_by_password(request, address, host)
 
     async def look(self, me: Terminal, request: PairingRequest) -> PairingResult:
         """Return which device shows a code.
@@ -102,7 +99,9 @@ class Enrolling:
         await self._check_approves(transaction, me)
         asks = pairing.request
         if not accept:
-            await record(transaction, me.terminal_id, "device.turn-away", asks.name, address=pairing.address)
+            await record(
+                transaction, me.terminal_id, "device.turn-away", allowed_name(asks.name), address=pairing.address
+            )
             return None
         terminal = await self._accounts.enrol_in(
             transaction, me.account_id, asks, pairing.address, how=PAIRING, by=me.terminal_id
@@ -116,6 +115,20 @@ class Enrolling:
     def seconds_left(self, pairing: Pairing) -> float:
         """Return for how long a device that waits may be approved still."""
         return max(0.0, pairing.until - self._now())
+
+    async def _enrol_by_password(self, request: Enrol, address: str, host: str) -> Terminal:
+        wrong = RefusedError("The account or the password is wrong.", hint="Check both and try again.")
+        stored = await self._store.transaction(lambda transaction: _password_hash(transaction, request.account))
+        account_id = await self._accounts.check_password(request.account, request.password, host)
+        if account_id is None:
+            raise wrong
+
+        async def body(transaction: Transaction) -> Terminal:
+            if await _password_hash(transaction, request.account) != stored:  # changed while this one was evaluated
+                raise wrong
+            return await self._accounts.enrol_in(transaction, account_id, request, address)
+
+        return await self._store.transaction(body)
 
     async def _pair(self, request: Enrol, address: str, host: str, decided: Decided) -> Terminal | Pairing:
         allowed_name(request.name)
@@ -184,6 +197,11 @@ async def _add_account(transaction: Transaction, identity: "Identity") -> str:
     await record(transaction, "hub", "account.add", name)
     await record(transaction, "hub", "account.link", name, identity=identity.subject)
     return account_id
+
+
+async def _password_hash(transaction: Transaction, account: str) -> str:
+    row = await transaction.row("account_by_name", name=account)
+    return str(row["password_hash"]) if row is not None else ""
 
 
 def _askers(me: Terminal) -> tuple[str, str]:

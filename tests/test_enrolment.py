@@ -6,7 +6,7 @@ import sqlite3
 import statistics
 import time
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -92,7 +92,7 @@ async def code_of(raw: RawTerminal, request: Message) -> str:
 
 
 def audited(hub: RunningHub) -> list[tuple[str, str, str, dict[str, Any]]]:
-    with sqlite3.connect(hub.folder / "hub.db") as database:
+    with closing(sqlite3.connect(hub.folder / "hub.db")) as database:
         rows = database.execute("SELECT actor, action, subject, detail FROM audit ORDER BY sequence").fetchall()
     return [(actor, action, subject, json.loads(detail)) for actor, action, subject, detail in rows]
 
@@ -154,6 +154,23 @@ async def test_a_device_that_was_approved_while_its_connection_was_broken_is_wel
             await back.say(enrolment(back, pair=True))
             assert (await back.hear(messages.Welcome)).account == "ada"
         assert [row.terminals for row in await hub.hub.accounts.listing()] == [2]
+
+
+async def test_a_device_that_came_in_by_password_first_may_be_approved_later_and_is_the_same_terminal(
+    tmp_path: Path,
+) -> None:
+    async with running_hub(tmp_path) as hub:
+        await hub.add_account("ada")
+        async with raw_terminal(hub) as tv:
+            before = (await tv.enrol("ada")).terminal
+        async with logged_in(hub) as laptop, waiting(hub, like=tv) as (again, code):
+            again.socket.transport.abort()
+            approve = messages.Approve(id=1, code=code, device_key=tv.signing_key.public)
+            assert await code_of(laptop, approve) == "Done"
+            async with raw_terminal(hub, like=tv) as back:
+                await back.hello()
+                await back.say(enrolment(back, pair=True))
+                assert (await back.hear(messages.Welcome)).terminal == before
 
 
 async def test_another_device_key_than_the_one_that_was_looked_at_is_not_approved(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ async def test_what_a_key_does_is_in_the_audit_log(tmp_path: Path) -> None:
         key, secret = await hub.join_keys.add("ada", uses=1, seconds=DAY)
         made = await join(hub, secret)
         await hub.join_keys.revoke(key.join_key)
-    with sqlite3.connect(tmp_path / "hub" / "hub.db") as database:
+    with closing(sqlite3.connect(tmp_path / "hub" / "hub.db")) as database:
         rows = database.execute("SELECT actor, action, subject, detail FROM audit ORDER BY sequence").fetchall()
     told = [(actor, action, subject) for actor, action, subject, _ in rows]
     assert told[-3:] == [

@@ -4,6 +4,8 @@ import asyncio
 import hmac
 import json
 import logging
+import subprocess
+import sys
 from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -474,6 +476,12 @@ def test_a_provider_needs_an_audience_as_well() -> None:
     with pytest.raises(UsageError, match="oidc_audience"):
         load_settings(None, {"oidc_issuer": "https://id.example"}, {})
     assert Settings().oidc_issuer == ""
+
+
+def test_what_talks_to_a_provider_is_imported_only_where_there_is_one() -> None:
+    look = "import sys, hub.app; print([name for name in ('httpx', 'joserfc', 'hub.oidc') if name in sys.modules])"
+    said = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
+    assert said.stdout == "[]\n"
 
 
 def test_the_operator_links_an_account(tmp_path: Path) -> None:
