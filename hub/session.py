@@ -298,6 +298,12 @@ class SavePosture(Struct, frozen=True):
     report: messages.PostureReport
 
 
+class Hold(Struct, frozen=True):
+    """Put back what was under way: the terminal may not receive any more, for this reason."""
+
+    reason: str
+
+
 class StartRules(Struct, frozen=True):
     """Offer the rule set and send it as the terminal wants it; returns RulesStarted or TransferBroken."""
 
@@ -414,6 +420,7 @@ Action: TypeAlias = (
     | Admit
     | ReadStanding
     | SavePosture
+    | Hold
     | StartRules
     | SendDevices
     | Answer
@@ -708,7 +715,7 @@ class Session:
 
     def _inventory(self, inventory: messages.Inventory) -> list[Action]:
         if not self._inventory_is_in:
-            self._asking.update(inventory.asking)  # what ended while it was away is withdrawn at the first look
+            self._asking = set(inventory.asking)  # what ended while it was away is withdrawn at the first look
         return [SaveInventory(inventory, first=not self._inventory_is_in)]
 
     def _transfer(
@@ -860,8 +867,11 @@ class Session:
             self._scan = found.scan
             self._scan_asked = found.scan.digest
             self._scan_again_at = now + _SCAN_AGAIN_SECONDS
-        told = [self._send(found.standing)] if found.standing != self._standing else []
+        told: list[Action] = [self._send(found.standing)] if found.standing != self._standing else []
         self._standing = found.standing
+        if self._current and not self._rules and not found.standing.may_receive:
+            told += [StopTransfer(), self._send(messages.Withdraw(delivery=self._current)), Hold(found.standing.reason)]
+            self._end_transfer()
         return [*told, *self._look_again()]
 
     def _send_rules(self, rules: RulesObject) -> list[Action]:

@@ -18,7 +18,7 @@ import msgpack
 import msgspec
 
 from hub import session as hub_side
-from hub.records import Terminal
+from hub.records import StandingFound, Terminal
 from protocol import codec, keys, limits, messages
 from protocol.device import DeviceInfo
 from protocol.errors import ProtocolError, RefusedError
@@ -65,23 +65,30 @@ class Script:
 
 
 def openings() -> list[terminal_side.Enrolling | terminal_side.LoggingIn]:
-    """How a terminal may open: enrol, log in, log in with another's key, meet a hub that it does not know."""
+    """How a terminal may open: in each way that is right; with another's key or password; at a hub it does not know."""
     host, port = "hub.example", 443
+
+    def enrols(account: str, password: str, **proof: Any) -> terminal_side.Enrolling:
+        return terminal_side.Enrolling(account, password, "PC", DEVICE, DEVICE_KEY, bytes(32), host, port, **proof)
 
     def logs_in(hub_key: bytes, key: keys.SigningKey) -> terminal_side.LoggingIn:
         return terminal_side.LoggingIn("t-1", hub_key, DEVICE, key, True, host, port)
 
     return [
-        terminal_side.Enrolling("ada", "right", "PC", DEVICE, DEVICE_KEY, bytes(32), host, port),
+        enrols("ada", "right"),
         logs_in(HUB_KEY.public, DEVICE_KEY),
+        enrols("", "", join_key="lsk-right"),
+        enrols("", "", token=b"right"),
+        enrols("", "", pair=True),
         logs_in(HUB_KEY.public, OTHER_KEY),
         logs_in(OTHER_KEY.public, DEVICE_KEY),
-        terminal_side.Enrolling("ada", "wrong", "PC", DEVICE, DEVICE_KEY, bytes(32), host, port),
+        enrols("ada", "wrong"),
+        enrols("", "", pair=True, hub_fingerprint=keys.fingerprint(OTHER_KEY.public)),
     ]
 
 
 OPENINGS: Final = openings()
-GOES_THROUGH: Final = (0, 1)
+GOES_THROUGH: Final = range(5)  # where nothing is changed
 
 
 class Opening:
@@ -99,6 +106,8 @@ class Opening:
         self.hub_closed = False
         self.terminal_ended = False
         self.changed = False
+        self.waits_for_approval = False
+        self.approved = False
         self.heard_by_hub: list[Message] = []
 
     def run(self) -> None:
@@ -111,6 +120,8 @@ class Opening:
             elif self.to_terminal:
                 for data in self.altered(self.to_terminal.popleft(), from_terminal=False):
                     self.terminal_hears_bytes(data)
+            elif self.waits_for_approval:
+                self.decide()
             else:
                 break
         if not self.changed and self.chosen in GOES_THROUGH:
@@ -244,32 +255,53 @@ class Opening:
                 assert self.hub.handle(hub_side.Ticked(), self.now + 1e9) == []
             case hub_side.FindTerminal(terminal):
                 return hub_side.TerminalFound(KNOWN if terminal == KNOWN.terminal_id else None)
-            case hub_side.Enrol(request) if request.pair:
-                return hub_side.PairingBegun("BCDFGHJK", 600.0)
-            case hub_side.Enrol(request) if (request.account, request.password) != ("ada", "right"):
-                return hub_side.Failed("not-authorised", "The account or the password is wrong.", "")
             case hub_side.Enrol(request):
-                self.check_let_in(request)
-                return hub_side.TerminalFound(msgspec.structs.replace(KNOWN, device_key=request.device_key))
+                return self.enrol(request)
             case hub_side.Admit(terminal):
                 self.check_let_in()
                 return hub_side.Admitted(terminal)
+            case hub_side.ReadStanding():
+                standing = messages.Standing(may_receive=True, may_initiate=True)
+                return hub_side.StandingRead(StandingFound(standing=standing))
             case hub_side.SaveInventory():
                 return hub_side.InventorySaved()
             case hub_side.Claim():
                 return hub_side.Claimed(None)
         return None
 
-    def check_let_in(self, request: messages.Enrol | None = None) -> None:
+    def enrol(self, request: messages.Enrol) -> hub_side.Event:
+        """As the hub's account rooms: a right proof of one kind, or a code to be approved."""
+        self.check_signed(request)
+        if request.pair:
+            self.waits_for_approval = True
+            return hub_side.PairingBegun("KTWRBNHC", limits.PAIRING_SECONDS)
+        if not is_right(request):
+            return hub_side.Failed("not-authorised", "The account or the password is wrong.", "")
+        return hub_side.TerminalFound(msgspec.structs.replace(KNOWN, device_key=request.device_key))
+
+    def decide(self) -> None:
+        """Somebody approves the code, or turns the device away."""
+        self.waits_for_approval = False
+        outcomes: tuple[Terminal | str, ...] = (KNOWN, "pairing-denied", "pairing-expired", "replaced")
+        chosen = self.script.next() % len(outcomes)
+        self.changed |= chosen > 0
+        self.approved = chosen == 0
+        self.hub_does(hub_side.PairingDecided(outcomes[chosen]))
+
+    def check_let_in(self) -> None:
         """Nobody gets so far whose proof, as the hub heard it, does not hold."""
-        proof = request or next(one for one in reversed(self.heard_by_hub) if isinstance(one, PROOFS))
+        proof = next(one for one in reversed(self.heard_by_hub) if isinstance(one, PROOFS))
+        assert isinstance(proof, PROOFS)
+        self.check_signed(proof)
+        if isinstance(proof, messages.Enrol):
+            assert self.approved if proof.pair else is_right(proof)
+
+    def check_signed(self, proof: messages.Enrol | messages.Login) -> None:
+        """The proof is for this hub, and signed by the key that it is about."""
         signed = self.signed_by(proof)
-        assert isinstance(proof, PROOFS) and signed is not None
-        assert f"{proof.host.lower()}:{proof.port}" in NAMES
+        assert signed is not None and f"{proof.host.lower()}:{proof.port}" in NAMES
         key = proof.device_key if isinstance(proof, messages.Enrol) else KNOWN.device_key
         assert keys.verifies(key, proof.signature, signed), "somebody is let in whose signature does not hold"
-        if isinstance(proof, messages.Enrol):
-            assert (proof.account, proof.password) == ("ada", "right")
 
     # --- the terminal ---------------------------------------------------------------------------------------------
 
@@ -305,6 +337,12 @@ class Opening:
 PROOFS: Final = (messages.Enrol, messages.Login)
 
 
+def is_right(request: messages.Enrol) -> bool:
+    """Whether the one proof that an enrolment brings is right."""
+    proofs = (request.account, request.password), request.join_key, request.token
+    return proofs in ((("ada", "right"), "", b""), (("", ""), "lsk-right", b""), (("", ""), "", b"right"))
+
+
 def examples() -> list[bytes]:
     """Every message of the test vectors."""
     vectors = json.loads(VECTORS.read_text(encoding="utf-8"))
@@ -314,7 +352,8 @@ def examples() -> list[bytes]:
 EXAMPLES: Final = examples()
 FIELD_VALUES: Final[tuple[Any, ...]] = (
     "hello", "enrol", "login", "welcome", "error", "t-1", "t-2", "ada", "eve", "right", "HUB.example", "hub.example",
-    443, 444, HUB_NONCE, TERMINAL_NONCE, HUB_KEY.public, DEVICE_KEY.public, OTHER_KEY.public, "KTWRBNHC",
+    443, 444, "lsk-right", b"right", "KTWRBNHC", HUB_NONCE, TERMINAL_NONCE,
+    HUB_KEY.public, DEVICE_KEY.public, OTHER_KEY.public,
     b"\x01" + bytes(31), b"\xff" * 32, b"\xff" * 64, hashlib.sha256(b"").digest(), ["lockstep.v1"], ["lockstep.v2"],
     {"model": "PC", "os_type": "linux"}, *VALUES,
 )  # fmt: skip
