@@ -192,3 +192,42 @@ async def test_where_a_posture_is_only_reported_it_decides_nothing(tmp_path: Pat
             await fleet.go_online()
             await until(lambda: has_told(bad.folder))
             assert await ended(await good.client.sync("hello", targets=(bad.terminal,))) == "done"
+
+
+async def test_new_rules_go_to_the_terminals_which_scan_again_with_them(tmp_path: Path) -> None:
+    rules = tmp_path / "rules"
+    rules.mkdir()
+    (rules / "first.yar").write_text('rule first { strings: $a = "no file has this" condition: $a }')
+    async with requiring_hub(tmp_path, scan_rules=str(rules), **REQUIRED) as hub:
+        tv, pc = await enrolled(hub, tmp_path / "TV"), await enrolled(hub, tmp_path / "PC")
+        (tv.path / "programs/deb-root").mkdir(parents=True)
+        (tv.path / "programs/deb-root/program").write_bytes(b"it is known by now that this is bad")
+        async with TerminalProcess(tv.path), TerminalProcess(pc.path):
+            await asyncio.gather(may_all(tv), may_all(pc))
+            before = rule_set_of(tv)
+            (rules / "second.yar").write_text('rule second { strings: $a = "that this is bad" condition: $a }')
+            await hand_out_anew(hub)
+            async with open_client(pc) as on_pc:
+                await seen(on_pc, "TV", standing="quarantined")
+        saved = tv.posture()
+        assert saved is not None
+        assert [row.rule for row in saved.report.findings] == ["second"]
+        assert saved.report.rules.hex() == rule_set_of(tv) != before, "and the old rules are gone from the disk"
+
+
+async def hand_out_anew(hub: RunningHub) -> None:
+    """Have the hub read its rules again, and do now what it else does once a minute."""
+    handed = hub.hub.handed_rules
+    before = handed.current
+    for reload in hub.hub.reload:
+        reload()
+    async with asyncio.timeout(WAIT_SECONDS):
+        while handed.current == before:
+            await handed.look()
+            await asyncio.sleep(0.05)
+    await hub.hub.revocation.look_at_postures()
+
+
+def rule_set_of(folder: StateFolder) -> str:
+    [file] = folder.rules.iterdir()
+    return file.name

@@ -3,7 +3,9 @@
 import asyncio
 import errno
 import io
+import json
 import os
+import re
 import socket
 import subprocess
 import tarfile
@@ -20,6 +22,7 @@ from protocol import codec, keys, limits, messages
 from protocol.errors import RefusedError, TransferError
 from protocol.messages import FindingRow, InstalledProgram, Posture, PostureReport, PostureRequest
 from scanner import yara
+from terminal import cli
 from terminal import posture as posture_module
 from terminal.consent import Preferences
 from terminal.installers import RunnerSettings, build_runners
@@ -597,3 +600,49 @@ async def test_an_agent_stops_at_once_in_the_middle_of_a_scan(folder: StateFolde
         assert await asyncio.wait_for(agent.task, 10) == "stopped"
     assert time.monotonic() - began_at < 5.0
     assert folder.posture() is None
+
+
+# --- the command --------------------------------------------------------------------------------------------------
+
+
+def command(folder: StateFolder, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    code = cli.run_command([*arguments, "--state", str(folder.path)])
+    printed = capsys.readouterr()
+    return code, printed.out + printed.err
+
+
+def test_the_command_says_that_nothing_was_scanned_and_why_nothing_can_be(
+    folder: StateFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, shown = command(folder, capsys, "posture")
+    assert code == 0
+    assert re.search(r"scanned +never", shown)
+    code, shown = command(folder, capsys, "posture", "--now", "--json")
+    assert code == 1
+    assert json.loads(shown)["error"]["code"] == "not-scanned"
+
+
+def test_without_an_agent_the_command_scans_by_itself_and_names_what_it_finds(
+    folder: StateFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep_rules(folder)
+    folder.record_installed(HELLO)
+    file = folder.path / "programs/deb-root/opt/bad\x1bfile"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(EVIL)
+    code, shown = command(folder, capsys, "posture", "--now")
+    assert code == 1
+    assert "planted in programs/deb-root/opt/bad" in shown
+    assert "\x1b" not in shown
+    assert re.search(r"told the hub +no", shown)
+    file.unlink()
+    code, shown = command(folder, capsys, "posture", "--now", "--json")
+    assert (code, json.loads(shown)["posture"]["findings"]) == (0, [])
+
+
+def test_the_pace_of_scans_is_a_setting(folder: StateFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "2.0 MB a second" in command(folder, capsys, "settings", "scan-pace", "2MB")[1]
+    assert folder.preferences().scan_bytes_per_second == 2_000_000
+    command(folder, capsys, "settings", "scan-pace", "default")
+    assert folder.preferences() == Preferences()
+    assert command(folder, capsys, "settings", "scan-pace", "1")[0] == 2
