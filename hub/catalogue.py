@@ -15,7 +15,7 @@ import io
 import string
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -45,6 +45,10 @@ _NEAR_CHARACTERS: Final = f"{string.ascii_lowercase}{string.digits}.-_+"
 _NEAR_LENGTH: Final = 40  # of a longer name only its neighbours are looked at
 
 
+async def may_always(transaction: Transaction) -> None:
+    """The hub's owner may."""
+
+
 class Catalogue:
     """The application database of one hub."""
 
@@ -55,26 +59,37 @@ class Catalogue:
         self._scanned: Counter[bytes] = Counter()  # how many publishes have an object scanned now
         self._placing = asyncio.Lock()  # one after the other, or a refused one's bytes would stay
 
-    async def publish(self, path: Path, options: PublishOptions, name: str = "", *, actor: str = OPERATOR) -> Published:
+    async def publish(
+        self,
+        path: Path,
+        options: PublishOptions,
+        name: str = "",
+        *,
+        actor: str = OPERATOR,
+        check: Callable[[Transaction], Awaitable[None]] = may_always,
+    ) -> Published:
         """Publish one installer file, with what the sidecar beside it says; `name` is its own where `path` is a copy.
 
-        `actor` is who does it: the operator, or the id of a terminal. Raises BadFileError for a file that is damaged
-        or of no known kind, ConflictError where what was given contradicts the header or what is published already,
-        RefusedError where it is too large, the disk too full, or a scan found something (`infected`). What an engine
-        could not scan is published as `not-scanned`: nobody gets it until it is clean.
+        `actor` is who does it: the operator, or the id of a terminal. `check` raises RefusedError where that may not be
+        done; it is asked before the file is looked at, and where the rows are written. Raises BadFileError for a file
+        that is damaged or of no known kind, ConflictError where what was given contradicts the header or what is
+        published already, RefusedError where it is too large, the disk too full, or a scan found something
+        (`infected`). What an engine could not scan is published as `not-scanned`: nobody gets it until it is clean.
         """
         name = name or path.name
         check_file_name(name)
         if name.endswith(SUFFIX):
             raise UsageError(f"{name} is a sidecar.", hint="Publish the file that it stands beside.")
+        await self._store.transaction(check)
         # Before the file is looked at, so that what is stored, which is held against it, is what was looked at.
         digest = await asyncio.to_thread(_digest, path, name)
         entry = merge(name, await inspect_safely(path, name), options)
 
-        async def check(transaction: Transaction) -> None:
+        async def place(transaction: Transaction) -> None:
             await _place(transaction, entry, digest)
 
         async def add(transaction: Transaction) -> Published:
+            await check(transaction)
             done = await _keep_rows(transaction, entry, stored, worst(said, self._scanning.names))
             if done == "new":
                 await keep_verdicts(transaction, digest, said)
@@ -87,7 +102,7 @@ class Catalogue:
             return structs.replace(_published(row), new=done == "new", corrected=done == "corrected")
 
         async with self._placing:
-            await self._store.transaction(check)  # before anything is stored, and once more with the rows
+            await self._store.transaction(place)  # before anything is stored, and once more with the rows
             stored = await asyncio.to_thread(self._objects.add, path, digest)
             self._scanned[digest] += 1
         try:
@@ -104,17 +119,18 @@ class Catalogue:
 
     async def _scan_new(self, digest: bytes, name: str) -> list[EngineVerdict]:
         """Have a stored object scanned, unless it is in the catalogue: then its verdict stands there."""
-        return [] if await self._is_named(digest) else await self._scanning.scan(digest, name)
+        is_known = await self._has_row("installer", digest)
+        return [] if is_known else await self._scanning.scan(digest, name)
 
-    async def _is_named(self, digest: bytes) -> bool:
+    async def _has_row(self, query: str, digest: bytes) -> bool:
         async def body(transaction: Transaction) -> bool:
-            return await transaction.row("installer", digest=digest) is not None
+            return await transaction.row(query, digest=digest) is not None
 
         return await self._store.transaction(body)
 
     async def _drop(self, digest: bytes) -> None:
         """Remove an object that nothing names, unless somebody else is publishing the same bytes now."""
-        if self._scanned[digest] == 1 and not await self._is_named(digest):
+        if self._scanned[digest] == 1 and not await self._has_row("object", digest):
             await asyncio.to_thread(self._objects.remove, digest)
 
     async def _refuse_withheld(self, digest: bytes, entry: Entry, said: list[EngineVerdict], actor: str) -> None:

@@ -137,7 +137,8 @@ class Deliveries:
         """Write what a terminal reports of a delivery; return "noted", "refused" or "stale".
 
         "stale": its socket was replaced; nothing changed, and the report comes again on the new one. "refused": there
-        is no such delivery of this terminal, or the move is not legal; nothing changed, and it need not come again. A
+        is no such delivery of this terminal, the move is not legal, or it is to install and the terminal may not
+        receive any more; nothing changed, and it need not come again. A
         failure that may pass is noted, and the delivery queued for another try.
         """
 
@@ -150,6 +151,8 @@ class Deliveries:
                 return "refused"
             if after is life.State.FAILED and report.attempt not in (0, row["tries"] + 1):
                 return "refused"  # it came before, and was counted
+            if after is life.State.INSTALLING and not await self._may_receive(transaction, terminal):
+                return "refused"
             if not life.may_move(life.State(row["state"]), after, Mover.TERMINAL):
                 return "noted" if row["state"] == report.state else "refused"
             await self.move(transaction, row, _reported_move(row, report, connection, sent))
@@ -208,6 +211,16 @@ class Deliveries:
 
         await self._store.transaction(body)
 
+    async def hold(self, terminal: str, connection: int, reason: str) -> None:
+        """Put back what is under way to a terminal that may not receive any more, for when it may again."""
+
+        async def body(transaction: Transaction) -> None:
+            if await _is_current(transaction, terminal, connection):
+                await self._put_back(transaction, terminal, connection)
+                await self._give_reason(transaction, terminal, life.State.QUEUED, reason)
+
+        await self._store.transaction(body)
+
     async def reap(self) -> bool:
         """Move what is overdue and queue what was put off until now; return whether there may be more of it.
 
@@ -257,6 +270,9 @@ class Deliveries:
             await self.move(transaction, row, Move(life.State.DENIED, reason, detail))
             self._pokes.poke("owed", row["terminal_id"])
         return len(rows)
+
+    async def _may_receive(self, transaction: Transaction, terminal: str) -> bool:
+        return (await self._standings.of(transaction, terminal)).standing.may_receive
 
     async def _offer(self, transaction: Transaction, row: Row, connection: int, installed: Row | None) -> Owed:
         if row["state"] != life.State.QUEUED:  # left by an older connection

@@ -12,7 +12,7 @@ Topic: TypeAlias = tuple[Concern, str]
 
 
 class Pokes:
-    """The pokes of one hub process. A topic is a terminal and what concerns it: what it is owed, what it asked, what it may do."""
+    """The pokes of one hub process. A topic is a terminal and what concerns it: what it is owed, asked, or may do."""
 
     def __init__(self) -> None:
         self._topics: set[Topic] = set()

@@ -1,8 +1,8 @@
 """Revocation and rights: what the hub's owner, or a terminal with the right, changes in who may do what.
 
-Each act is one transaction with its row in the audit log. From its commit on a key that is revoked is dead, what is
-said on the connections there are counts no more, and what the terminals were owed has ended. After it those connected
-are told to look at their standing, by which their sockets close.
+Each act is one transaction with its row in the audit log. From its commit on a key that is revoked is dead, nothing
+that is asked on the connections there are counts any more, and what the terminals were owed has ended. After it those
+that are connected are told to look at their standing, by which their sockets close.
 """
 
 import time
@@ -186,7 +186,6 @@ class Revocation:
             if account["disabled_at"] is not None:
                 return rows, 0
             await transaction.rows("disable_account", account_id=account["account_id"], now=time.time())
-            await transaction.rows("count_up_connections", account_id=account["account_id"])
             denied = 0
             for row in rows:
                 denied += await self._deliveries.deny_terminal(

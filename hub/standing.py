@@ -52,7 +52,7 @@ class Standings:
             raise gone(found.ended)
         if right not in found.rights:
             raise RefusedError(
-                f"This device may not do that: it, or its account, does not have the right {right!r}.",
+                f"This device may not {right}: it, or its account, does not have the right to.",
                 hint="The hub's owner gives it with `lockstep-hub account allow` or `lockstep-hub device allow`.",
                 code="not-allowed",
             )

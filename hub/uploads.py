@@ -18,7 +18,7 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
@@ -29,6 +29,7 @@ from hub.clock import HubClock
 from hub.inspectors.sidecar import SUFFIX
 from hub.objects import DISK_FULL, Objects
 from hub.records import Published, Terminal
+from hub.store import Transaction
 from protocol import limits
 from protocol.chunks import restore
 from protocol.errors import BadDataError, LockstepError, RefusedError, TransferError, UnavailableError, UsageError
@@ -216,7 +217,7 @@ class Uploads:
         Raises RefusedError (`not-allowed`, `too-large`, `disk-full`, `store-full`), UnavailableError (`busy`),
         UsageError (`bad-name`), TransferError.
         """
-        await self._check_right(me)
+        await self._accounts.check_right(me.terminal_id, "publish")
         _check_file_name(request.file_name)
         upload = Upload(request, me, self._folder / f"{me.account_id}-{request.object.hex()}")
         self._check_turn(upload)
@@ -257,9 +258,10 @@ class Uploads:
             await self._step(upload, upload.verify)
         upload.is_publishing = True
         try:
-            await self._check_right(me)
             options = PublishOptions(program=request.program, title=request.title, channel=request.channel)
-            published = await self._catalogue.publish(upload.file, options, request.file_name, actor=me.terminal_id)
+            published = await self._catalogue.publish(
+                upload.file, options, request.file_name, actor=me.terminal_id, check=self._may_publish(me)
+            )
         except LockstepError as error:
             log.info(
                 "%s (%s) of %s: %s was refused: %s: %r",  # what a file says may hold anything
@@ -329,13 +331,8 @@ class Uploads:
 
     # --- checks ---------------------------------------------------------------------------------------------------
 
-    async def _check_right(self, terminal: Terminal) -> None:
-        if not await self._accounts.may(terminal.terminal_id, "publish"):
-            raise RefusedError(
-                "This terminal may not publish.",
-                hint="The hub's owner allows it with `lockstep-hub account allow NAME publish`.",
-                code="not-allowed",
-            )
+    def _may_publish(self, me: Terminal) -> Callable[[Transaction], Awaitable[None]]:
+        return lambda transaction: self._accounts.standings.check_right(transaction, me.terminal_id, "publish")
 
     def _check_turn(self, upload: Upload) -> None:
         """Raise UnavailableError (`busy`) when this upload has to wait for another."""

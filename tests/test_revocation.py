@@ -20,6 +20,7 @@ from tests.harness.fleets import until
 from tests.harness.hubs import PASSWORD, RunningHub, hub_settings, running_hub
 from tests.harness.installers import make_installer
 from tests.harness.raw import RawTerminal, raw_terminal
+from tests.harness.uploads import PackedFile
 
 WITHIN_SECONDS = 5.0
 FINDING = messages.FindingRow(program="hello", file="bin/hello", rule="eicar")
@@ -163,6 +164,30 @@ async def test_an_upload_under_way_ends_with_its_terminal(tmp_path: Path) -> Non
         await until(lambda: not hub.hub.uploads._running, within_seconds=WITHIN_SECONDS)
 
 
+async def test_what_is_being_published_when_its_terminal_is_revoked_is_not_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with account_of_two(tmp_path) as (hub, _, target):
+        await command(hub, "account right", name="ada", right="publish", allowed=True)
+        scan = hub.hub.scanning.scan
+
+        async def revoked_meanwhile(*arguments: Any) -> Any:
+            await command(hub, "device revoke", account="ada", device="Target")
+            return await scan(*arguments)
+
+        monkeypatch.setattr(hub.hub.scanning, "scan", revoked_meanwhile)
+        file = PackedFile(await asyncio.to_thread(make_installer, tmp_path, "deb"))
+        await target.say(file.publish())
+        await target.hear(messages.PublishAccepted)
+        await target.say(*file.pages())
+        for run in (await target.hear(messages.Want)).runs:
+            await target.say(file.frame(run))
+        assert await ended_with(target) == (4003, ["revoked"])
+        await until(lambda: not hub.hub.uploads._running, within_seconds=WITHIN_SECONDS)
+        assert await hub.hub.catalogue.listing() == []
+        assert not hub.hub.objects.is_there(file.digest)
+
+
 async def test_a_command_given_while_the_hub_is_down_counts_at_the_next_start(tmp_path: Path) -> None:
     async with running_hub(tmp_path) as hub:
         await hub.add_account("ada")
@@ -237,6 +262,23 @@ async def test_a_target_revoked_while_a_sync_is_accepted_is_refused_or_denied_an
             assert isinstance(answer, messages.Error) and answer.code == "unknown-terminal"
 
 
+async def test_what_is_on_its_way_to_a_device_that_may_not_receive_any_more_is_held_and_comes_later(
+    tmp_path: Path,
+) -> None:
+    async with account_of_two(tmp_path) as (hub, asks, target):
+        accepted = await synced(hub, asks, tmp_path)
+        offer = await target.hear(messages.Offer)
+        await target.say(messages.Want(delivery=offer.delivery, runs=(messages.Run(0, offer.chunks),)))
+        await target.hear(messages.Chunks)
+        await command(hub, "device right", account="ada", device="Target", right="receive", allowed=False)
+        assert (await target.hear(messages.Withdraw)).delivery == offer.delivery
+        await waits_because(asks, accepted.sync, "not-allowed")
+        await target.say(messages.State(delivery=offer.delivery, state="installing"))
+        assert (await target.hear(messages.Withdraw)).delivery == offer.delivery
+        await command(hub, "device right", account="ada", device="Target", right="receive", allowed=True)
+        assert (await target.hear(messages.Offer)).attempt == offer.attempt
+
+
 # --- whole accounts -----------------------------------------------------------------------------------------------
 
 
@@ -272,6 +314,24 @@ async def test_a_new_password_closes_everything_out_and_the_old_one_is_worth_not
             assert await ended_with(enrolling) == (1008, ["not-authorised"])
         async with raw_terminal(hub) as enrolling:
             assert (await enrolling.enrol("ada", password="another good one", name="Target")).name == "Target"
+
+
+async def test_a_password_that_is_changed_while_it_is_evaluated_lets_nobody_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with account_of_two(tmp_path) as (hub, _, _):
+        check_password = hub.hub.accounts.check_password
+
+        async def changed_just_after(*arguments: Any) -> Any:
+            account = await check_password(*arguments)
+            await command(hub, "account password", name="ada", password="another good one")
+            return account
+
+        monkeypatch.setattr(hub.hub.accounts, "check_password", changed_just_after)
+        async with raw_terminal(hub) as enrolling:
+            await enrolling.hello()
+            await enrolling.say(enrolling.enrol_message("ada"))
+            assert await ended_with(enrolling) == (1008, ["not-authorised"])
 
 
 async def test_a_right_that_is_taken_away_is_told_at_once_and_counts_at_once(tmp_path: Path) -> None:

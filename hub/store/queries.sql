@@ -8,10 +8,6 @@ SELECT a.name, a.created_at, a.rights, a.disabled_at, a.subject, COUNT(t.termina
 FROM accounts a LEFT JOIN terminals t ON t.account_id = a.account_id AND t.revoked_at IS NULL
 GROUP BY a.account_id ORDER BY a.name;
 
--- name: rights_of
-SELECT a.rights AS account_rights, t.rights AS terminal_rights FROM terminals t JOIN accounts a ON a.account_id = t.account_id
-WHERE t.terminal_id = :terminal_id AND t.revoked_at IS NULL AND a.disabled_at IS NULL;
-
 -- name: set_account_rights
 UPDATE accounts SET rights = :rights WHERE name = :name RETURNING account_id;
 
@@ -79,9 +75,6 @@ UPDATE accounts SET disabled_at = :now WHERE account_id = :account_id;
 -- name: set_password
 UPDATE accounts SET password_hash = :password_hash WHERE account_id = :account_id;
 
--- name: count_up_connections
-UPDATE terminals SET connection = connection + 1 WHERE account_id = :account_id;
-
 -- name: not_welcome
 SELECT t.terminal_id FROM terminals t JOIN accounts a ON a.account_id = t.account_id
 WHERE t.revoked_at IS NOT NULL OR a.disabled_at IS NOT NULL;
@@ -147,6 +140,9 @@ WHERE t.account_id = :account_id;
 -- name: add_object
 INSERT INTO objects (digest, size, stored_size, chunks, created_at)
 VALUES (:digest, :size, :stored_size, :chunks, :now) ON CONFLICT DO NOTHING;
+
+-- name: object
+SELECT * FROM objects WHERE digest = :digest;
 
 -- name: add_program
 INSERT INTO programs (program_id, title, created_at) VALUES (:program_id, :title, :now) ON CONFLICT DO NOTHING;

@@ -1,6 +1,7 @@
 """Accounts and terminals: enrolling twice is once, names stay apart, passwords are right or wrong."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -100,8 +101,10 @@ async def test_nobody_may_publish_until_the_account_has_the_right_and_it_can_be_
         assert ["publish" in row.rights for row in await hub.accounts.listing()] == [False, True]
         for allowed in (True, False):
             await hub.accounts.allow("ada", "publish", allowed=allowed)
-            assert await hub.accounts.may(terminal.terminal_id, "publish") is allowed
-        assert not await hub.accounts.may("t-nobody", "publish")
+            with nullcontext() if allowed else pytest.raises(RefusedError, match="may not publish"):
+                await hub.accounts.check_right(terminal.terminal_id, "publish")
+        with pytest.raises(RefusedError):
+            await hub.accounts.check_right("t-nobody", "publish")
         with pytest.raises(UnknownNameError) as caught:
             await hub.accounts.allow("nobody", "publish", allowed=True)
         assert caught.value.code == "unknown-account"

@@ -140,8 +140,11 @@ async def test_a_disabled_account_does_nothing_and_the_same_keys_work_once_it_is
         assert await code_of(hub.accounts.count_login(asks.terminal_id, PC, "", receives=True)) == "account-disabled"
         await hub.revocation.enable("ada")
         await hub.revocation.enable("ada")
+        assert await hub.deliveries.claim(target.terminal_id, target.connection) is None
         again = await hub.accounts.count_login(asks.terminal_id, PC, "", receives=True)
         assert (await hub.syncs.accept(again, ask(target, key="k-3"))).targets[0].state == "queued"
+        # A socket that did not look while the account was disabled goes on as if nothing had been.
+        assert await hub.deliveries.claim(target.terminal_id, target.connection) is not None
         assert await acts(hub, "account.disable", "account.enable") == [
             "operator account.disable ada",
             "operator account.enable ada",
