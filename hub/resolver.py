@@ -68,11 +68,14 @@ async def read_choice(transaction: Transaction, program: str, channel: str, vers
         _check_version(program, version, releases)
     candidates = await read_candidates(transaction, program, channel, version)
     withheld = await transaction.rows("withheld_of_program", program_id=program, channel=channel, version=version)
-    if not candidates and withheld:
+    if version:
+        withheld = [row for row in withheld if compare_versions(row["version"], version) == 0]
+    if withheld and not any(not version or compare_versions(one.version, version) == 0 for one in candidates):
         return Choice((), _why_withheld(program, withheld), reason=_withheld_reason(withheld))
     nothing = "" if candidates else _why_nothing(program, channel, releases)
     is_missed = bool(channel) and not version and channel not in ("stable", *(row["channel"] for row in releases))
-    return Choice(candidates, nothing, f" {program} has no release in the channel {channel}." if is_missed else "")
+    note = f" {program} has no release in the channel {channel}." if is_missed else ""
+    return Choice(candidates, nothing, note + _held_back(program, withheld, candidates))
 
 
 def _check_version(program: str, version: str, releases: list[Row]) -> None:
@@ -89,6 +92,14 @@ def _check_version(program: str, version: str, releases: list[Row]) -> None:
 
 def _withheld_reason(withheld: list[Row]) -> str:
     return "infected" if any(row["verdict"] in WITHHELD for row in withheld) else "not-scanned"
+
+
+def _held_back(program: str, withheld: list[Row], candidates: tuple[Candidate, ...]) -> str:
+    """Say that a newer version than all that may be sent is held back, with a space before it."""
+    newest = withheld[0] if withheld else None
+    if newest is None or any(compare_versions(one.version, newest["version"]) >= 0 for one in candidates):
+        return ""
+    return f" {program} {newest['version']} is not sent: it is {newest['verdict']}."
 
 
 def _why_withheld(program: str, withheld: list[Row]) -> str:
