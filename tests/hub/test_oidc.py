@@ -4,6 +4,7 @@ import asyncio
 import hmac
 import json
 import logging
+import ssl
 import subprocess
 import sys
 from base64 import urlsafe_b64encode
@@ -28,6 +29,7 @@ from hub.records import Terminal
 from hub.standing import Standings
 from protocol import keys, limits, messages
 from protocol.errors import ConflictError, LockstepError, UsageError
+from tests.harness.certificates import make_certificate
 from tests.hub.rooms import PASSWORD, PC, add_account, open_rooms
 
 AUDIENCE: Final = "lockstep"
@@ -85,10 +87,11 @@ class Server:
 
 
 @asynccontextmanager
-async def serving() -> AsyncIterator[Server]:
+async def serving(context: ssl.SSLContext | None = None) -> AsyncIterator[Server]:
     server = Server()
-    listening = await asyncio.start_server(server.handle, "127.0.0.1", 0)
-    server.url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+    listening = await asyncio.start_server(server.handle, "127.0.0.1", 0, ssl=context)
+    scheme = "http" if context is None else "https"
+    server.url = f"{scheme}://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
     server.configuration = {"issuer": server.url, "jwks_uri": f"{server.url}/keys"}
     server.publish(RSA, EC, OKP)
     try:
@@ -375,6 +378,19 @@ async def test_a_key_set_that_does_not_come_is_waited_for_no_longer_than_it_may_
         verifier = provider(server)
         async with asyncio.timeout(5.0):
             assert (await refusal(verifier, token(server))).code == "unavailable"
+
+
+async def test_a_provider_is_believed_only_with_a_certificate_that_this_system_trusts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate = make_certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate.certificate, certificate.key)
+    async with serving(context) as server:
+        assert (await refusal(provider(server), token(server))).code == "unavailable"
+        assert server.asked == []
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate.certificate))  # of OpenSSL: where the system keeps them
+        await provider(server).verify(token(server))
 
 
 async def test_a_redirect_is_not_followed() -> None:
