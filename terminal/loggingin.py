@@ -265,6 +265,7 @@ async def _shown(place: Place) -> "AsyncIterator[_Waiting]":
 
 def _words(shown: "PairingShown", on_screen: bool) -> str:
     from terminal.pairing import code_words, qr_code
+    from terminal.tables import duration_words
 
     return "\n".join(
         [
@@ -272,7 +273,7 @@ def _words(shown: "PairingShown", on_screen: bool) -> str:
             *(_drawn(qr_code(shown.url)) if on_screen else []),
             f"What to do is also said at {shown.url}",
             f"This device's key is {shown.device_key}.",
-            f"The code holds for {round(shown.seconds / 60)} min.",
+            f"The code holds for {duration_words(shown.seconds)}.",
         ]
     )
 
@@ -297,8 +298,12 @@ def status(place: Place) -> int:
     from terminal.tables import facts_table
 
     folder = place.folder()
-    facts = {**login_facts(folder.identity()), "running": folder.is_locked()}
+    facts = login_facts(folder.identity())
+    is_running = folder.is_locked()
     standing = folder.standing()
     words = standing_words(standing) if standing else "This device may send and receive."
-    place.show({**facts, "standing": standing}, facts_table({**facts, "standing": words}))
+    place.show(
+        {**facts, "running": is_running, "standing": standing},
+        facts_table({**facts, "running": "yes" if is_running else "no", "standing": words}),
+    )
     return 0
