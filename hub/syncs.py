@@ -297,7 +297,9 @@ class Syncs:
             detail = f"It has {installed['version'] if installed else 'no version'} now, not what that sync brought."
             return structs.replace(base, reason="changed-since", detail=detail)
         before = await transaction.row("installer", digest=row["before_digest"])
-        assert before is not None, "what was delivered stays in the catalogue"
+        if before is None or before["program_id"] != program:  # an inventory says what it likes
+            detail = f"What it had before is no {program} of this hub's catalogue."
+            return structs.replace(base, reason="nothing-before", detail=detail)
         base = structs.replace(
             base,
             version=before["version"],

@@ -21,6 +21,7 @@ from msgspec import inspect, structs
 from websockets.exceptions import ConnectionClosed
 
 from hub import guesses, pairings
+from hub.catalogue import PublishOptions
 from hub.records import Published, new_id
 from hub.store import QUERIES, Transaction
 from protocol import codec, keys, limits, messages
@@ -687,3 +688,116 @@ async def test_a_look_up_that_forgets_the_account_is_noticed(
         monkeypatch.setitem(QUERIES, query, QUERIES[query].replace(sound, leaky))
         _, leaks = await leaks_of(world, kind)
         assert leaks
+
+
+# --- objects, claims and views --------------------------------------------------------------------------------------
+
+
+async def heard_of_upload(world: World, file: PackedFile) -> tuple[int, list[dict[str, Any]]]:
+    """Publish a file as Ada; return the bytes that went up and the last word, with what is the file's own left out."""
+    async with raw_terminal(world.hub, like=world.ada) as raw:
+        await raw.login(receives=False)
+        upload = Upload(raw, file, "u-own")
+        word = msgspec.to_builtins(await upload.run(), builtin_types=(bytes,))
+    await alone(world.hub, len(world.bobs))
+    return upload.sent_bytes, [{name: value for name, value in word.items() if name not in OF_THE_FILE}]
+
+
+OF_THE_FILE: Final = ("digest", "program", "title", "version", "fits")
+
+
+async def test_publishing_what_somebody_else_has_published_answers_as_what_one_has_published_oneself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with two_accounts(tmp_path, monkeypatch) as world:
+        paths = {name: make_installer(tmp_path, "deb", name, size=30_000) for name in ("adas", "bobs", "nobodys")}
+        (bob,) = world.bobs
+        for name, actor in (("adas", world.ada.terminal), ("bobs", bob.terminal)):
+            await world.hub.hub.catalogue.publish(paths[name], PublishOptions(), actor=actor)
+        before = await world.bobs_state()
+        answers = {name: await heard_of_upload(world, PackedFile(path)) for name, path in paths.items()}
+        assert answers["bobs"] == answers["adas"]
+        assert answers["nobodys"][0] > 0
+        assert await world.bobs_state() == before
+
+
+async def test_what_another_account_has_uploaded_in_part_saves_nobody_else_a_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with two_accounts(tmp_path, monkeypatch) as world:
+        drafts = PackedFile(tmp_path / "bobs-draft_1.0_all.deb")
+        assert drafts.digest == world.foreign["object half uploaded"]
+        before = await world.bobs_state()
+        sent, (word,) = await heard_of_upload(world, drafts)
+        assert (sent, word["new"]) == (len(drafts.pack), True)
+        assert await world.bobs_state() == before
+
+
+@pytest.mark.parametrize(
+    "what", ["object half uploaded", "object only in an inventory", "nobody's", "another program's"]
+)
+async def test_an_inventory_that_claims_an_object_brings_it_to_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    async with two_accounts(tmp_path, monkeypatch) as world:
+        other = await world.hub.publish(make_installer(tmp_path, "deb", "third", size=7_000), program="third")
+        claimed = world.foreign | {
+            "nobody's": secrets.token_bytes(32),
+            "another program's": bytes.fromhex(other.digest),
+        }
+        async with raw_terminal(world.hub, like=world.ada) as raw:
+            await raw.login(inventory=False)
+            has = world.installed(world.hello, program="other", version="0.1", digest=claimed[what])
+            await raw.say(messages.Inventory(programs=(has,)))
+            offer = await raw.hear(messages.Offer)
+            done = messages.State(delivery=offer.delivery, state="done", version="2.0")
+            await raw.say(messages.Inventory(programs=(structs.replace(has, digest=offer.object),)), done)
+            await raw.hear(messages.Noted)
+            await raw.say(messages.History(id=3))
+            syncs = (await raw.hear(messages.HistoryResult)).syncs
+            (sync,) = [one.sync for one in syncs if one.program == "other"]
+            await raw.say(messages.Undo(id=4, request_key=new_key(), sync=sync))
+            (target,) = (await raw.hear(messages.SyncAccepted)).targets
+            assert (target.state, target.reason, target.digest) == ("no_match", "nothing-before", b"")
+            await settled(raw)
+
+
+async def test_nothing_that_is_shown_to_one_account_is_another_accounts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with two_accounts(tmp_path, monkeypatch) as world:
+        asked: list[Message] = [
+            messages.DevicesRequest(id=1),
+            messages.Programs(id=2),
+            messages.Programs(id=3, query="hello"),
+            messages.History(id=4),
+            messages.Plan(id=5, program="hello", everyone=True),
+            messages.Plan(id=6, program="hell", everyone=True),
+            messages.Plan(id=7, program="bobs-own-progra", everyone=True),
+            messages.Plan(id=8, program="hello", targets=("Bobs Lapto",)),
+            messages.Plan(id=9, program="hello", targets=(str(world.foreign["terminal that is not"])[:-1],)),
+            messages.SyncRequest(id=10, sync=world.own_sync),
+            messages.Undo(id=11, request_key=new_key(), sync=world.own_sync, targets=("Bobs PC",)),
+        ]
+        async with raw_terminal(world.hub, like=world.ada) as raw:
+            await raw.login()
+            await raw.say(*asked)
+            heard = await settled(raw)
+        data = b"".join(codec.encode(message) for message in heard)
+        assert world.own_other.encode() in data  # which is how what is there would be found
+        names = [one if isinstance(one, bytes) else one.encode() for one in world.foreign.values()]
+        names = [one for one in names if len(one) > 3]
+        assert [one for one in [*names, b"Bobs TV"] if one in data] == []
+        programs = next(one for one in heard if isinstance(one, messages.ProgramsResult))
+        assert {one for row in programs.programs for one in row.installed_on} <= {world.ada.terminal, world.own_other}
+
+
+async def test_an_act_of_one_account_is_written_down_with_nothing_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with two_accounts(tmp_path, monkeypatch) as world:
+        rows = await world.hub.hub.audit.page(0)
+        adas = [row for row in rows if row.actor == world.ada.terminal]
+        assert {row.action for row in adas} >= {"device.enrol", "sync.ask"}
+        ids = [one for one in world.foreign.values() if isinstance(one, str) and re.fullmatch("[a-z]-.{10}", one)]
+        assert [one for row in adas for one in ids if one in repr(row)] == []
