@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 KILLS ?= 1700
+BOMBS ?= 1000000
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 UV_COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header --quiet
@@ -32,9 +33,10 @@ test-formats: $(VENV)/development ## read real, built, stand-in and damaged inst
 	$(if $(CASES),CASES=$(CASES)) $(if $(SEED),SEED=$(SEED)) $(BIN)/python -m pytest -m formats tests/formats tests/hub/inspectors $(ARGUMENTS)
 	@$(BIN)/python -m tests.hub.resolver_figures
 
-test-safety: $(VENV)/development ## isolation of accounts, limits, bombs and a short fuzz, with their counts
+test-safety: $(VENV)/development ## isolation of accounts, limits, bombs and a short fuzz, with their counts (BOMBS=5000)
 	@sh tests/tools.sh
-	@$(BIN)/python -m pytest tests/safety tests/hub/test_audit.py $(ARGUMENTS)
+	@BOMB_MESSAGES=$(BOMBS) SESSION_EXAMPLES=300 FUZZ_EXECUTIONS=200000 \
+		$(BIN)/python -m pytest --timeout 900 tests/safety tests/hub/test_audit.py $(ARGUMENTS)
 
 fuzz: $(VENV)/development ## ten million inputs for the codec and the opening, in two processes (EXECUTIONS=100000 SEED=1)
 	@$(BIN)/python -m tests.safety.fuzz $(if $(EXECUTIONS),--executions $(EXECUTIONS)) $(if $(SEED),--seed $(SEED))

@@ -23,6 +23,7 @@ from protocol import chunks, codec, keys, limits, messages, vectors
 from protocol.errors import LockstepError, RefusedError, UnavailableError
 from protocol.liveness import Liveness
 from protocol.transfer import Receiver, Sender
+from scanner import unpacking
 from terminal.devicelist import DeviceList
 from tests.hub.rooms import PC, enrol_message
 
@@ -217,7 +218,17 @@ def offer_in_pages(pages: int) -> object:
     return Receiver(msgspec.convert(OFFER | {"chunks": count, "pages": 1}, messages.Offer, builtin_types=(bytes,)))
 
 
+def ar_of(members: int) -> object:
+    """Look into an ar archive of so many members."""
+    member = f"{'a':<16}{0:<12}{0:<6}{0:<6}{'100644':<8}{0:<10}`\n".encode()
+    inside = list(unpacking.files_inside(io.BytesIO(b"!<arch>\n" + member * members)))
+    if any(isinstance(part, unpacking.Unseen) and "more than" in part.why for part in inside):
+        raise RefusedError("The rest of it is not looked at, and that is said.", code="unseen")
+    return None
+
+
 TRANSFERS: Final[dict[str, Case]] = {
+    "members of an ar archive that is scanned": Case(unpacking.AR_MEMBERS, ar_of, "unseen"),
     "CHUNK_MAXIMUM_BYTES": Case(limits.FRAME_BYTES, cut_with, "bad-transfer"),
     "bytes of one chunk": Case(limits.FRAME_BYTES, entry_of, "bad-transfer"),
     "WINDOW_LARGEST_FRAMES": Case(limits.WINDOW_LARGEST_FRAMES, frames_unacknowledged, "window"),

@@ -7,7 +7,8 @@ import pytest
 
 from tests.safety import fuzz, fuzz_targets, ledger
 
-EXECUTIONS = {"codec": int(os.environ.get("FUZZ_EXECUTIONS", 20_000)), "handshake": 6_000}
+CODEC_EXECUTIONS = int(os.environ.get("FUZZ_EXECUTIONS", "20000"))
+EXECUTIONS = {"codec": CODEC_EXECUTIONS, "handshake": CODEC_EXECUTIONS * 3 // 10}
 
 pytestmark = pytest.mark.skipif(bool(fuzz_targets.why_not()), reason=fuzz_targets.why_not() or "it can")
 

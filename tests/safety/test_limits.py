@@ -8,7 +8,9 @@ test.
 import asyncio
 import importlib
 import inspect
+import io
 import re
+import zipfile
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,9 +18,11 @@ import msgpack
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
+from hub import guesses
 from hub.config import Settings
 from protocol import codec, limits, messages
 from protocol.errors import LockstepError
+from scanner import worker
 from terminal.link import Link
 from tests.harness.fleets import until
 from tests.harness.hubs import running_hub
@@ -131,6 +135,23 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "paths of an archive": (
         "tests.hub.inspectors.test_zips::test_a_path_that_leads_out_of_the_folder_it_is_unpacked_to_is_refused",
     ),
+    "files of an archive that is scanned": (
+        f"{HERE}::test_a_scan_looks_at_so_many_files_and_says_that_there_are_more",
+    ),
+    "bytes of an archive that is scanned": (
+        f"{HERE}::test_a_scan_looks_at_so_many_bytes_and_says_that_there_are_more",
+    ),
+    "bytes of a rule set on the hub": (
+        "tests.scanner.test_yara::test_rules_of_exactly_the_limit_are_taken_and_one_byte_more_is_not",
+    ),
+    "findings of a posture report": (
+        "tests.terminal.test_posture::test_a_report_holds_as_many_findings_as_fit_and_counts_the_rest",
+    ),
+    "budget of a posture scan": ("tests.terminal.test_posture::test_past_its_budget_a_scan_is_not_complete",),
+    "uses of a join key": (
+        "tests.hub.test_joinkeys::test_a_key_makes_as_many_devices_as_it_has_uses_each_with_its_tags",
+    ),
+    "guesses over real sockets": (f"{HERE}::test_after_five_wrong_passwords_no_more_are_evaluated_and_devices_log_in",),
     "seconds of a reader": (
         "tests.hub.test_inspection::test_an_endless_loop_is_a_refusal_after_two_seconds_of_processor_time",
         "tests.hub.test_inspection::test_a_reader_that_waits_for_ever_is_a_refusal_after_the_time_allowed",
@@ -181,6 +202,42 @@ def test_a_limit_holds_at_it_just_past_it_and_ten_times_past_it(name: str) -> No
     assert refusal(name, case.limit + case.step) == case.code
     assert refusal(name, case.limit * 10) in {case.code} | WIDER
     ledger.count("limits", "cases", 3)
+
+
+# --- scans --------------------------------------------------------------------------------------------------------
+
+
+def scanned(data: bytes) -> tuple[str, ...]:
+    """What a scan says it has not looked at."""
+    rules = worker._compile(b"rule nothing { condition: false }").content
+    return worker._scan(io.BytesIO(data), rules).skipped
+
+
+def zip_of(count: int, content: bytes = b"") -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(count):
+            archive.writestr(f"f{number}", content)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(("count", "is_past"), [(19, False), (20, True), (200, True)])
+def test_a_scan_looks_at_so_many_files_and_says_that_there_are_more(
+    count: int, is_past: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "FILES", 20)  # the archive itself is one
+    assert ["beyond 20 files" in said for said in scanned(zip_of(count))] == [True] * is_past
+    ledger.count("limits", "cases")
+
+
+@pytest.mark.parametrize(("size", "is_past"), [(1_000_000, False), (1_000_001, True), (10_000_000, True)])
+def test_a_scan_looks_at_so_many_bytes_and_says_that_there_are_more(
+    size: int, is_past: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bomb = zip_of(1, bytes(size))
+    monkeypatch.setattr(worker, "BYTES", 1_000_000 + len(bomb))  # the archive itself is scanned, too
+    assert ["beyond" in said for said in scanned(bomb)] == [True] * is_past
+    ledger.count("limits", "cases")
 
 
 # --- over real sockets --------------------------------------------------------------------------------------------
@@ -315,9 +372,25 @@ async def test_a_connection_has_sixteen_requests_under_way_and_the_next_wait() -
         asyncio.ensure_future(link.request(messages.History(id=1))) for _ in range(10 * limits.REQUESTS_UNDER_WAY)
     ]
     for answered in range(len(waiting)):
-        await until(lambda: len(said) == min(answered + limits.REQUESTS_UNDER_WAY, len(waiting)))  # noqa: B023
-        for _ in range(5):
+        for _ in range(10):
             await asyncio.sleep(0)
-        assert len(said) <= answered + limits.REQUESTS_UNDER_WAY
+        assert len(said) == min(answered + limits.REQUESTS_UNDER_WAY, len(waiting))
         link.deliver(messages.HistoryResult(re=said[answered].id, syncs=()))  # type: ignore[attr-defined]
     await asyncio.gather(*waiting)
+
+
+async def test_after_five_wrong_passwords_no_more_are_evaluated_and_devices_log_in(tmp_path: Path) -> None:
+    async with running_hub(tmp_path) as hub, asyncio.timeout(30):
+        await hub.add_account("ada")
+        async with raw_terminal(hub) as enrolled:
+            await enrolled.enrol("ada")
+        codes = []
+        for number in range(10 * guesses.ACCOUNT_AT_ONCE):
+            async with raw_terminal(hub) as guesser:
+                await guesser.hello()
+                await guesser.say(guesser.enrol_message("ada", password=f"guess number {number}"))
+                codes.append((await guesser.hear(messages.Error)).code)
+        evaluated = guesses.ACCOUNT_AT_ONCE
+        assert codes == ["not-authorised"] * evaluated + ["rate-limited"] * (len(codes) - evaluated)
+        async with raw_terminal(hub, like=enrolled) as device:
+            await device.login()
