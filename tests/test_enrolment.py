@@ -18,6 +18,7 @@ from hub.pairings import TRIES, WAITING_PER_ADDRESS
 from protocol import codec, keys, messages
 from protocol.messages import Message
 from tests.harness.hubs import PASSWORD, RunningHub, running_hub
+from tests.harness.providers import AUDIENCE, serving_provider, token
 from tests.harness.raw import DEVICE, RawTerminal, raw_terminal
 
 HOUR: Final = 3_600.0
@@ -277,6 +278,40 @@ async def test_a_join_key_enrols_a_fleet_at_once_and_no_device_more(tmp_path: Pa
             await laptop.say(messages.DevicesRequest(id=1))
             rows = (await laptop.hear(messages.Devices)).devices
             assert sum(row.tags == ("lab",) for row in rows) == 20
+
+
+# --- tokens -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_token_of_the_provider_enrols_and_one_that_is_not_right_gets_the_one_answer(tmp_path: Path) -> None:
+    async with (
+        serving_provider() as server,
+        running_hub(tmp_path, oidc_issuer=server.url, oidc_audience=AUDIENCE) as hub,
+    ):
+        await hub.add_account("ada")
+        now = int(time.time())
+        unlinked = await answer_to(hub, token=token(server, now=now))
+        assert (unlinked.code, "no account is linked" in unlinked.hint) == ("not-authorised", True)
+        await hub.hub.accounts.link("ada", f"{server.url} 1234")
+        async with raw_terminal(hub) as raw:
+            await raw.hello()
+            await raw.say(enrolment(raw, token=token(server, now=now)))
+            assert (await raw.hear(messages.Welcome)).account == "ada"
+        wrong = [token(server, now=now - 600), token(server, now=now, aud="other"), b"junk", b"\xff" * 4_096]
+        answers = [await answer_to(hub, token=one) for one in wrong]
+        assert answers == [answers[0]] * 4 and answers[0].code == "not-authorised"
+        assert [row[3]["how"] for row in audited(hub) if row[1] == "device.enrol"] == ["token"]
+
+
+async def test_a_provider_that_is_down_keeps_nobody_from_logging_in(tmp_path: Path) -> None:
+    async with running_hub(tmp_path, oidc_issuer="http://127.0.0.1:9", oidc_audience=AUDIENCE) as hub:
+        await hub.add_account("ada")
+        async with raw_terminal(hub) as raw:
+            await raw.hello()
+            head = b"eyJhbGciOiJSUzI1NiIsImtpZCI6InJzYSJ9"  # {"alg":"RS256","kid":"rsa"}
+            assert (await refused(raw, enrolment(raw, token=head + b".e30.AAAA"))).code == "unavailable"
+        async with logged_in(hub):
+            pass
 
 
 # --- replay, relay, reuse -----------------------------------------------------------------------------------------

@@ -8,17 +8,14 @@ import ssl
 import subprocess
 import sys
 from base64 import urlsafe_b64encode
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 from click.testing import CliRunner
 from cryptography.hazmat.primitives import serialization
-from joserfc import jws
 from joserfc.errors import SecurityWarning
-from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
+from joserfc.jwk import OctKey, RSAKey
 
 from hub import oidc
 from hub.cli import main
@@ -30,16 +27,10 @@ from hub.standing import Standings
 from protocol import keys, limits, messages
 from protocol.errors import ConflictError, LockstepError, UsageError
 from tests.harness.certificates import make_certificate
+from tests.harness.providers import ALGORITHMS, AUDIENCE, EC, NOW, OKP, RSA, Server, serving_provider, token
 from tests.hub.rooms import PASSWORD, PC, add_account, open_rooms
 
-AUDIENCE: Final = "lockstep"
-NOW: Final = 1_800_000_000
-ALGORITHMS: Final = ("RS256", "ES256", "EdDSA", "Ed25519")
-RSA: Final = RSAKey.generate_key(2048, {"kid": "rsa"}, private=True)
-EC: Final = ECKey.generate_key("P-256", {"kid": "ec"}, private=True)
-OKP: Final = OKPKey.generate_key("Ed25519", {"kid": "okp"}, private=True)
 OTHER: Final = RSAKey.generate_key(2048, {"kid": "rsa"}, private=True)
-KEYS: Final = {"RS256": RSA, "ES256": EC, "EdDSA": OKP, "Ed25519": OKP}
 
 
 class Clock:
@@ -52,74 +43,8 @@ class Clock:
         return self.now
 
 
-class Server:
-    """An identity provider that listens on this machine; `answer` is bytes, or None to say nothing at all."""
-
-    def __init__(self) -> None:
-        self.url = ""
-        self.asked: list[str] = []
-        self.status = "200 OK"
-        self.headers = ""
-        self.answer: bytes | None = None
-        self.configuration: dict[str, Any] = {}
-        self.silence = asyncio.Event()
-
-    def publish(self, *public: Any) -> None:
-        """Have these keys, with their private parts left out, and what else is given as it is."""
-        listed = [key if isinstance(key, dict) else key.as_dict(private=False) for key in public]
-        self.answer = json.dumps({"keys": listed}).encode()
-
-    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            path = (await reader.readuntil(b"\r\n")).split()[1].decode()
-            self.asked.append(path)
-            body = json.dumps(self.configuration).encode() if path.startswith("/.well-known") else self.answer
-            if body is None:
-                await self.silence.wait()
-                return
-            head = f"HTTP/1.1 {self.status}\r\nContent-Length: {len(body)}\r\n{self.headers}Connection: close\r\n\r\n"
-            writer.write(head.encode() + body)
-            await writer.drain()
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass  # the one who asked had enough
-        finally:
-            writer.close()
-
-
-@asynccontextmanager
-async def serving(context: ssl.SSLContext | None = None) -> AsyncIterator[Server]:
-    server = Server()
-    listening = await asyncio.start_server(server.handle, "127.0.0.1", 0, ssl=context)
-    scheme = "http" if context is None else "https"
-    server.url = f"{scheme}://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
-    server.configuration = {"issuer": server.url, "jwks_uri": f"{server.url}/keys"}
-    server.publish(RSA, EC, OKP)
-    try:
-        yield server
-    finally:
-        server.silence.set()
-        listening.close()
-        await listening.wait_closed()
-
-
 def provider(server: Server, clock: Clock | None = None, **given: Any) -> Provider:
     return Provider(server.url, AUDIENCE, now=lambda: float(NOW), clock=clock or Clock(), **given)
-
-
-def token(
-    server: Server, *, algorithm: str = "RS256", key: Any = None, header: dict[str, Any] | None = None, **claims: Any
-) -> bytes:
-    """Return a right token, but for what is given; a claim that is None is left out."""
-    key = key or KEYS[algorithm]
-    all_claims = {"iss": server.url, "aud": AUDIENCE, "sub": "1234", "exp": NOW + 300, "iat": NOW} | claims
-    said = {name: value for name, value in all_claims.items() if value is not None}
-    return signed({"alg": algorithm, "kid": key.kid} | (header or {}), json.dumps(said).encode(), key)
-
-
-def signed(header: dict[str, Any], payload: bytes, key: Any) -> bytes:
-    said = {name: value for name, value in header.items() if value is not None}
-    registry = oidc._Registry(strict_check_header=False) if header["alg"] in ALGORITHMS else None
-    return jws.serialize_compact(said, payload, key, algorithms=[header["alg"]], registry=registry).encode()
 
 
 async def refusal(verifier: Provider, said: bytes) -> LockstepError:
@@ -133,27 +58,27 @@ async def refusal(verifier: Provider, said: bytes) -> LockstepError:
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 async def test_a_token_signed_with_a_key_of_the_provider_says_who_it_is(algorithm: str) -> None:
-    async with serving() as server:
+    async with serving_provider() as server:
         identity = await provider(server).verify(token(server, algorithm=algorithm, preferred_username="ada"))
         assert identity == oidc.Identity(f"{server.url} 1234", "ada")
         assert server.asked == ["/.well-known/openid-configuration", "/keys"]
 
 
 async def test_a_key_set_that_is_named_is_fetched_without_asking_where_it_is() -> None:
-    async with serving() as server:
+    async with serving_provider() as server:
         await provider(server, jwks_url=f"{server.url}/elsewhere").verify(token(server))
         assert server.asked == ["/elsewhere"]
 
 
 async def test_a_hundred_tokens_cost_the_provider_one_request() -> None:
-    async with serving() as server:
+    async with serving_provider() as server:
         verifier = provider(server)
         await asyncio.gather(*(verifier.verify(token(server)) for _ in range(100)))
         assert server.asked.count("/keys") == 1
 
 
 async def test_one_audience_of_several_is_enough_and_another_claim_may_give_the_name() -> None:
-    async with serving() as server:
+    async with serving_provider() as server:
         verifier = provider(server, name_claim="email")
         said = token(server, aud=["other", AUDIENCE], email="ada@example.org", preferred_username="x")
         assert (await verifier.verify(said)).name == "ada@example.org"
@@ -161,14 +86,14 @@ async def test_one_audience_of_several_is_enough_and_another_claim_may_give_the_
 
 
 async def test_a_minute_of_difference_between_the_clocks_is_allowed() -> None:
-    async with serving() as server:
+    async with serving_provider() as server:
         verifier = provider(server)
         await verifier.verify(token(server, exp=NOW - 59))
         await verifier.verify(token(server, nbf=NOW + 59, iat=NOW + 59))
 
 
 async def test_a_token_without_a_key_id_is_right_where_only_one_key_could_have_signed_it() -> None:
-    async with serving() as server:
+    async with serving_provider() as server:
         verifier = provider(server)
         await verifier.verify(token(server, header={"kid": None}))
         server.publish(RSA, RSAKey.generate_key(2048, {"kid": "second"}))
@@ -186,7 +111,7 @@ WRONG_CLAIMS: Final[tuple[dict[str, Any], ...]] = (
 
 @pytest.mark.parametrize("claims", WRONG_CLAIMS, ids=str)
 async def test_a_token_with_a_wrong_claim_is_refused(claims: dict[str, Any]) -> None:
-    async with serving() as server:
+    async with serving_provider() as server:
         assert (await refusal(provider(server), token(server, **claims))).code == "not-authorised"
 
 
@@ -208,7 +133,7 @@ def hmac_token(server: Server, secret: bytes, kid: str) -> bytes:
 
 
 async def test_a_token_that_is_not_signed_is_refused() -> None:
-    async with serving() as server:
+    async with serving_provider() as server:
         head, payload, signature = token(server).split(b".")
         none = encoded(b'{"alg":"none","kid":"rsa"}')
         verifier = provider(server)
@@ -222,7 +147,7 @@ async def test_a_token_that_is_not_signed_is_refused() -> None:
 
 @pytest.mark.parametrize("kid", ["rsa", "ec", "okp"])
 async def test_a_public_key_taken_for_a_secret_signs_nothing(kid: str) -> None:
-    async with serving() as server:
+    async with serving_provider() as server:
         key: Any = {"rsa": RSA, "ec": EC, "okp": OKP}[kid]
         jwk = json.dumps(key.as_dict(private=False)).encode()
         for secret in (public_pem(key), public_pem(key).strip(), jwk):
@@ -230,14 +155,14 @@ async def test_a_public_key_taken_for_a_secret_signs_nothing(kid: str) -> None:
 
 
 async def test_a_symmetric_key_in_the_providers_set_is_not_used() -> None:
-    async with serving() as server:
+    async with serving_provider() as server:
         secret = OctKey.import_key(b"s" * 32, {"kid": "secret"})
         server.publish(RSA, secret.as_dict(private=True))
         assert (await refusal(provider(server), hmac_token(server, b"s" * 32, "secret"))).code == "not-authorised"
 
 
 async def test_a_token_that_another_key_has_signed_is_refused_though_it_brings_that_key_along() -> None:
-    async with serving() as server:
+    async with serving_provider() as server:
         bring = {"jwk": OTHER.as_dict(private=False), "jku": f"{server.url}/evil", "x5u": f"{server.url}/evil"}
         for header in ({}, bring):
             assert (await refusal(provider(server), token(server, key=OTHER, header=header))).code == "not-authorised"
@@ -245,7 +170,7 @@ async def test_a_token_that_another_key_has_signed_is_refused_though_it_brings_t
 
 
 async def test_a_key_signs_with_its_own_algorithm_only() -> None:
-    async with serving() as server:
+    async with serving_provider() as server:
         with pytest.warns(SecurityWarning):
             weak = RSAKey.generate_key(1024, {"kid": "weak"})
         server.publish(
@@ -264,13 +189,13 @@ async def test_a_key_signs_with_its_own_algorithm_only() -> None:
     ids=lambda said: repr(said[:12]),
 )  # fmt: skip
 async def test_bytes_that_are_no_token_are_refused_and_cost_the_provider_nothing(said: bytes) -> None:
-    async with serving() as server:
+    async with serving_provider() as server:
         assert (await refusal(provider(server), said)).code == "not-authorised"
         assert server.asked == []
 
 
 async def test_headers_of_odd_types_and_what_is_not_understood_but_critical_are_refused() -> None:
-    async with serving() as server:
+    async with serving_provider() as server:
         verifier = provider(server)
         for header in ({"kid": 7}, {"kid": ["rsa"]}, {"kid": {"a": 1}}):
             with pytest.raises(LockstepError):
@@ -286,7 +211,7 @@ def unsigned(server: Server, header: dict[str, Any]) -> bytes:
 
 
 async def test_every_refusal_is_the_same_whatever_is_wrong() -> None:
-    async with serving() as server:
+    async with serving_provider() as server:
         verifier = provider(server)
         wrong = (token(server, exp=NOW - 99), token(server, key=OTHER), token(server, aud="x"), b"junk")
         answers = {(error.code, str(error)) for error in [await refusal(verifier, said) for said in wrong]}
@@ -297,7 +222,7 @@ async def test_every_refusal_is_the_same_whatever_is_wrong() -> None:
 
 
 async def test_a_rotated_key_is_fetched_when_the_first_token_names_it() -> None:
-    async with serving() as server:
+    async with serving_provider() as server:
         clock = Clock()
         verifier = provider(server, clock)
         await verifier.verify(token(server))
@@ -309,7 +234,7 @@ async def test_a_rotated_key_is_fetched_when_the_first_token_names_it() -> None:
 
 
 async def test_a_flood_of_unknown_key_ids_asks_the_provider_once_a_minute() -> None:
-    async with serving() as server:
+    async with serving_provider() as server:
         clock = Clock()
         verifier = provider(server, clock)
         await verifier.verify(token(server))
@@ -323,7 +248,7 @@ async def test_a_flood_of_unknown_key_ids_asks_the_provider_once_a_minute() -> N
 
 async def test_while_the_provider_is_down_its_keys_are_good_for_a_day() -> None:
     clock = Clock()
-    async with serving() as server:
+    async with serving_provider() as server:
         verifier = provider(server, clock)
         await verifier.verify(token(server))
     clock.now = 86_399.0
@@ -334,7 +259,7 @@ async def test_while_the_provider_is_down_its_keys_are_good_for_a_day() -> None:
 
 async def test_a_provider_that_was_never_there_is_unavailable_and_asked_again_after_a_minute() -> None:
     clock = Clock()
-    async with serving() as server:
+    async with serving_provider() as server:
         server.status = "500 Internal Server Error"
         verifier = provider(server, clock)
         assert (await refusal(verifier, token(server))).code == "unavailable"
@@ -358,7 +283,7 @@ async def test_a_key_set_that_is_huge_or_is_none_is_passed_over_and_said_so(
     answer: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
-    async with serving() as server:
+    async with serving_provider() as server:
         clock = Clock()
         verifier = provider(server, clock)
         server.answer = answer
@@ -373,7 +298,7 @@ async def test_a_key_set_that_does_not_come_is_waited_for_no_longer_than_it_may_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(oidc, "FETCH_SECONDS", 0.2)
-    async with serving() as server:
+    async with serving_provider() as server:
         server.answer = None
         verifier = provider(server)
         async with asyncio.timeout(5.0):
@@ -386,7 +311,7 @@ async def test_a_provider_is_believed_only_with_a_certificate_that_this_system_t
     certificate = make_certificate(tmp_path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate.certificate, certificate.key)
-    async with serving(context) as server:
+    async with serving_provider(context) as server:
         assert (await refusal(provider(server), token(server))).code == "unavailable"
         assert server.asked == []
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate.certificate))  # of OpenSSL: where the system keeps them
@@ -394,7 +319,7 @@ async def test_a_provider_is_believed_only_with_a_certificate_that_this_system_t
 
 
 async def test_a_redirect_is_not_followed() -> None:
-    async with serving() as evil, serving() as server:
+    async with serving_provider() as evil, serving_provider() as server:
         evil.publish(OTHER)
         server.status, server.headers = "302 Found", f"Location: {evil.url}/keys\r\n"
         assert (await refusal(provider(server), token(server, key=OTHER))).code == "unavailable"
@@ -409,7 +334,7 @@ async def test_a_redirect_is_not_followed() -> None:
 async def test_a_configuration_of_another_issuer_or_with_keys_in_the_clear_is_passed_over(
     configuration: dict[str, Any],
 ) -> None:
-    async with serving() as server:
+    async with serving_provider() as server:
         server.configuration |= configuration
         assert (await refusal(provider(server), token(server))).code == "unavailable"
         assert server.asked == ["/.well-known/openid-configuration"]
@@ -442,7 +367,7 @@ async def enrol(enrolling: Enrolling, said: bytes) -> Terminal:
 
 
 async def test_a_token_enrols_in_the_account_it_is_linked_with_and_never_in_one_by_its_name(tmp_path: Path) -> None:
-    async with open_rooms(tmp_path) as hub, serving() as server:
+    async with open_rooms(tmp_path) as hub, serving_provider() as server:
         await add_account(hub, "ada")
         work = await add_account(hub, "work")
         enrolling = Enrolling(hub.store, hub.accounts, Standings(), provider(server))
@@ -462,7 +387,7 @@ async def test_a_token_enrols_in_the_account_it_is_linked_with_and_never_in_one_
 async def test_where_accounts_are_created_a_newcomer_has_one_of_a_free_name_that_no_password_opens(
     tmp_path: Path,
 ) -> None:
-    async with open_rooms(tmp_path) as hub, serving() as server:
+    async with open_rooms(tmp_path) as hub, serving_provider() as server:
         await add_account(hub, "ada")
         enrolling = Enrolling(hub.store, hub.accounts, Standings(), provider(server), create_accounts=True)
         first = await enrol(enrolling, token(server, preferred_username="ada"))
