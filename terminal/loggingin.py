@@ -132,7 +132,7 @@ async def _log_in(place: Place, folder: "StateFolder", wishes: Wishes, proof: "_
             replace=wishes.replace,
             hub_fingerprint=parse_fingerprint(wishes.hub_key),
         )
-    if described:
+    if wishes.device_file:
         folder.save_device_file(described)
     return identity
 
