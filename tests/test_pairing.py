@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+import time
 import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,6 +21,7 @@ from terminal.pairing import PairingShown
 from terminal.simulated import DEFAULT_MIX, make_devices, make_fleet
 from terminal.state import Identity, StateFolder
 from tests.harness.hubs import PASSWORD, HubProcess, RunningHub, running_hub
+from tests.harness.providers import AUDIENCE, serving_provider, token
 
 PHONE = DeviceInfo(model="Phone 8", form_factor="phone", os_type="android", os_version="14")
 SET = DeviceInfo(model="Set 9", form_factor="tv", os_type="android", os_version="12")
@@ -287,7 +289,7 @@ async def test_a_device_without_the_right_may_not_approve_or_revoke(tmp_path: Pa
         await television.give_up()
 
 
-# --- join keys -------------------------------------------------------------------------------------------------------
+# --- join keys and tokens -------------------------------------------------------------------------------------------
 
 
 async def test_a_join_key_lets_in_so_many_devices_and_no_more_and_files_them_under_its_tags(tmp_path: Path) -> None:
@@ -322,6 +324,20 @@ async def test_a_simulated_fleet_joins_by_a_key(tmp_path: Path) -> None:
         finally:
             await fleet.disconnect()
         assert len(tagged) == 3
+
+
+async def test_a_token_lets_a_device_into_the_account_it_is_linked_with(tmp_path: Path) -> None:
+    async with serving_provider() as provider:
+        async with room(tmp_path, oidc_issuer=provider.url, oidc_audience=AUDIENCE) as (hub, _phone):
+            said, place = token(provider, now=int(time.time())), StateFolder(tmp_path / "tv")
+            with pytest.raises(RefusedError) as caught:
+                await enrol(place, hub.url, token=said, name="TV", device=SET)
+            assert caught.value.code == "not-authorised"
+            await hub.hub.accounts.link("ada", f"{provider.url} 1234")
+            identity = await enrol(place, hub.url, token=said, name="TV", device=SET)
+            async with open_client(place) as client:
+                assert {row.name for row in await client.devices()} == {"Phone", "TV"}
+        assert identity.account == "ada"
 
 
 # --- the commands ---------------------------------------------------------------------------------------------------
