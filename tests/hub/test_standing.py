@@ -201,6 +201,26 @@ async def test_what_a_terminal_may_not_receive_waits_and_says_why(tmp_path: Path
         assert await hub.deliveries.claim(target.terminal_id, target.connection) is not None
 
 
+async def test_nothing_is_permitted_to_install_where_the_right_was_taken_away_just_before(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        account = await add_account(hub)
+        asks, target = await add_terminal(hub, account, "Asks"), await add_terminal(hub, account, "Phone")
+        await publish(hub, tmp_path)
+        accepted = await hub.syncs.accept(asks, ask(target))
+        owed = await hub.deliveries.claim(target.terminal_id, target.connection)
+        assert owed is not None
+
+        async def report(state: str) -> str:
+            said = messages.State(delivery=owed.delivery, state=state)
+            return await hub.deliveries.report(target.terminal_id, target.connection, said)
+
+        assert [await report("downloading"), await report("verifying")] == ["noted", "noted"]
+        await hub.revocation.allow_device("ada", "Phone", "receive", allowed=False)
+        assert await report("installing") == "refused"
+        await hub.deliveries.hold(target.terminal_id, target.connection, "not-allowed")
+        assert await state_of(hub, asks, accepted.sync) == ("queued", "not-allowed")
+
+
 async def test_a_device_or_account_that_is_not_there_is_named(tmp_path: Path) -> None:
     async with open_rooms(tmp_path) as hub:
         await add_account(hub)
