@@ -445,6 +445,7 @@ class Postures:
         self._rules, self._gone = rules, threading.Event()
         inventory = self._folder.inventory()
         kept = (*self._folder.previous(), *inventory)
+        self._on_event("posture", f"Scanning the files of {len(inventory)} programs.")
         places = Places(self._folder.installed, kept, inventory, self._runners)
         try:
             looked = await self.look(rules, places, self._gone)

@@ -526,7 +526,7 @@ async def test_rules_come_the_programs_are_scanned_and_a_signed_report_goes_back
     (folder.installed / HELLO.digest.hex()).write_bytes(EVIL)
     folder.record_installed(HELLO)
     async with hub(script, hang_up) as url, running(folder, url) as agent:
-        await agent.until("posture", 2)
+        await agent.until("posture", 3)
         await agent.until("reconnecting")
     assert heard == [messages.Received(delivery="rules-1"), messages.Received(delivery="rules-2")]
     [report] = reports
