@@ -11,6 +11,7 @@ Source of clamd's protocol: clamd(8), INSTREAM and VERSION, commands with the pr
 """
 
 import asyncio
+import functools
 import logging
 import os
 import re
@@ -20,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Final, Literal, Protocol, TypeAlias, TypeVar, get_args
 
@@ -42,6 +44,7 @@ SCANS_AT_ONCE: Final = 2
 FINDINGS: Final = 16  # of one engine that are kept
 FINDING_CHARACTERS: Final = 300
 VERSION_SECONDS: Final = 5.0
+_LOOK_EVERY_SECONDS: Final = 0.25  # whether whoever asked has gone
 _CHUNK_BYTES: Final = 256 * KIB
 _REPLY_BYTES: Final = 4 * KIB
 _OUTPUT_BYTES: Final = 64 * KIB
@@ -159,8 +162,9 @@ class ClamdEngine:
         """Return what clamd calls itself and its signatures. Raises UnavailableError."""
         with self._connect(time.monotonic() + VERSION_SECONDS) as connection:
             try:
-                connection.sendall(b"zVERSION\0")
-                reply = _reply(connection, time.monotonic() + VERSION_SECONDS)
+                line = _Line(connection, time.monotonic() + VERSION_SECONDS, threading.Event())
+                line.send(b"zVERSION\0")
+                reply = line.reply()
             except OSError as error:
                 raise _failed(self.name, _why(error)) from None
         if not re.fullmatch(r"ClamAV [ -~]{1,200}", reply):
@@ -171,18 +175,17 @@ class ClamdEngine:
         """Send an open file by INSTREAM."""
         version, deadline = self.rules_version(), time.monotonic() + seconds
         with self._connect(deadline) as connection:
+            line = _Line(connection, deadline, gone)
             try:
-                _send(connection, file, deadline, gone)
+                _send_file(line, file)
+                reply = line.reply()
             except TimeoutError:
                 return self._not_scanned(version, f"it was not done within {seconds:g} s")
             except OSError as error:  # it may have said why before it hung up
-                return self._replied(_last_reply(connection) or _why(error), name, version)
-            try:
-                return self._replied(_reply(connection, deadline), name, version)
-            except TimeoutError:
-                return self._not_scanned(version, f"it was not done within {seconds:g} s")
-            except OSError as error:
-                return self._not_scanned(version, _why(error))
+                reply = _last_reply(connection)
+                if not reply:
+                    return self._not_scanned(version, _why(error))
+        return self._replied(reply, name, version)
 
     def _replied(self, reply: str, name: str, version: str) -> EngineVerdict:
         if reply == "stream: OK":
@@ -219,45 +222,52 @@ class ClamdEngine:
             raise _failed(self.name, f"{self._address} cannot be reached ({_why(error)})") from None
 
 
-def _send(connection: socket.socket, file: BinaryIO, deadline: float, gone: threading.Event) -> None:
-    file.seek(0)
-    _send_all(connection, b"zINSTREAM\0", deadline)
-    while chunk := file.read(_CHUNK_BYTES):
-        if gone.is_set():
-            raise TimeoutError
-        _send_all(connection, len(chunk).to_bytes(4, "big") + chunk, deadline)
-    _send_all(connection, bytes(4), deadline)
+class _Line:
+    """One connection to clamd: whatever waits on it ends at the deadline, or soon after whoever asked has gone."""
 
+    def __init__(self, connection: socket.socket, deadline: float, gone: threading.Event) -> None:
+        self._connection = connection
+        self._deadline = deadline
+        self._gone = gone
 
-def _send_all(connection: socket.socket, data: bytes, deadline: float) -> None:
-    connection.settimeout(_left(deadline))
-    connection.sendall(data)
+    def send(self, data: bytes) -> None:
+        """Send all of it. Raises OSError, of which TimeoutError is one."""
+        left = memoryview(data)
+        while left:
+            left = left[self._patiently(functools.partial(self._connection.send, left)) :]
 
+    def reply(self) -> str:
+        """Return one reply without its zero byte. Raises OSError."""
+        reply = b""
+        while not reply.endswith(b"\0"):
+            part = self._patiently(lambda: self._connection.recv(_REPLY_BYTES))
+            reply += part
+            if not part:
+                raise ConnectionError("it hung up")
+            if len(reply) > _REPLY_BYTES:
+                raise ConnectionError("its answer is too long")
+        return reply[:-1].decode("ascii", "replace")
 
-def _left(deadline: float) -> float:
-    left = deadline - time.monotonic()
-    if left <= 0:
+    def _patiently(self, work: Callable[[], T]) -> T:
+        while (left := self._deadline - time.monotonic()) > 0 and not self._gone.is_set():
+            self._connection.settimeout(min(left, _LOOK_EVERY_SECONDS))
+            with suppress(TimeoutError):
+                return work()
         raise TimeoutError
-    return left
 
 
-def _reply(connection: socket.socket, deadline: float) -> str:
-    """Return one reply without its zero byte. Raises OSError."""
-    reply = b""
-    while not reply.endswith(b"\0"):
-        connection.settimeout(_left(deadline))
-        part = connection.recv(_REPLY_BYTES)
-        reply += part
-        if not part:
-            raise ConnectionError("it hung up")
-        if len(reply) > _REPLY_BYTES:
-            raise ConnectionError("its answer is too long")
-    return reply[:-1].decode("ascii", "replace")
+def _send_file(line: _Line, file: BinaryIO) -> None:
+    file.seek(0)
+    line.send(b"zINSTREAM\0")
+    while chunk := file.read(_CHUNK_BYTES):
+        line.send(len(chunk).to_bytes(4, "big") + chunk)
+    line.send(bytes(4))
 
 
 def _last_reply(connection: socket.socket) -> str:
+    """Return what clamd said before it hung up, if anything."""
     try:
-        return _reply(connection, time.monotonic() + 1.0)
+        return _Line(connection, time.monotonic() + 1.0, threading.Event()).reply()
     except OSError:
         return ""
 

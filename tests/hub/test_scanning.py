@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import signal
 import socket
 import stat
 import threading
@@ -13,12 +14,18 @@ from pathlib import Path
 
 import pytest
 
+from hub.admin import ask
 from hub.catalogue import PublishOptions
 from hub.config import Settings, load_settings
 from hub.scanning import ClamdEngine, CommandEngine, Engine, EngineVerdict, YaraEngine, worst
 from hub.store import Row, Transaction
+from protocol import messages
 from protocol.errors import RefusedError, UsageError
+from tests.harness.fleets import until
+from tests.harness.hubs import HubProcess, running_hub
 from tests.harness.installers import make_installer
+from tests.harness.raw import raw_terminal
+from tests.harness.uploads import PackedFile, Upload
 from tests.hub.clamds import NEEDED, SIGNATURE, STREAM_BYTES, Clamd, running_clamd
 from tests.hub.rooms import open_rooms
 from tests.scanner import archives
@@ -185,6 +192,24 @@ def test_a_clamd_that_takes_no_more_has_not_scanned_when_its_time_is_over(tmp_pa
     release = threading.Event()
     with false_clamd(tmp_path, lambda _: release.wait(20)) as address:
         assert scan(ClamdEngine(address), bytes(8 << 20), tmp_path, seconds=0.5).verdict == "not-scanned"
+        release.set()
+
+
+async def test_a_scan_that_nobody_waits_for_any_more_ends_soon_whatever_clamd_does(tmp_path: Path) -> None:
+    release, asked = threading.Event(), threading.Event()
+
+    def behave(connection: socket.socket) -> None:
+        asked.set()
+        release.wait(30)
+
+    with false_clamd(tmp_path, behave) as address:
+        async with open_rooms(tmp_path, scan_yara=False, scan_clamd=address, scan_seconds=30) as hub:
+            publishing = asyncio.create_task(hub.catalogue.publish(make_installer(tmp_path, "deb"), PublishOptions()))
+            assert await asyncio.to_thread(asked.wait, 20)
+            publishing.cancel()
+            started = time.monotonic()
+            await asyncio.to_thread(hub.scanning._threads.shutdown)
+            assert time.monotonic() - started < 5.0
         release.set()
 
 
@@ -372,3 +397,52 @@ def test_a_wrong_command_line_is_a_wrong_setting() -> None:
     with pytest.raises(UsageError, match="scan_command"):
         load_settings(None, {"scan_command": "check 'open"}, {})
     assert load_settings(None, {"scan_command": "check 'a b'"}, {}) == Settings(scan_command="check 'a b'")
+
+
+async def test_an_infected_upload_is_refused_with_the_finding_and_leaves_nothing(tmp_path: Path) -> None:
+    file = PackedFile(infected(tmp_path))
+    async with running_hub(tmp_path) as hub:
+        await hub.hub.accounts.add("ada", "correct horse battery", may_publish=True)
+        async with raw_terminal(hub) as terminal:
+            await terminal.enrol("ada", name="Builder")
+            said = await Upload(terminal, file).run()
+            assert isinstance(said, messages.Refused)
+            assert said.reason == "infected"
+            assert "EICAR_test_file in hello_1.0_all.deb" in said.detail
+            await until(lambda: not list((hub.folder / "uploads").iterdir()))
+            assert hub.hub.objects.file_names() == []
+            page = await rows(hub.hub, "audit_page", after=0, count=100)
+            [row] = [row for row in page if row["action"] == b"catalogue.refuse"]
+            assert row["actor"] == terminal.terminal.encode()
+
+
+async def test_who_publishes_from_afar_is_told_that_nobody_gets_it_yet(tmp_path: Path) -> None:
+    file = PackedFile(make_installer(tmp_path, "deb"))
+    async with running_hub(tmp_path, scan_clamd="unix:/nowhere/clamd.sock") as hub:
+        await hub.hub.accounts.add("ada", "correct horse battery", may_publish=True)
+        async with raw_terminal(hub) as terminal:
+            await terminal.enrol("ada", name="Builder")
+            said = await Upload(terminal, file).run()
+            assert isinstance(said, messages.Published)
+            assert said.verdict == "not-scanned"
+            assert "clamd: unix:/nowhere/clamd.sock cannot be reached" in said.finding
+
+
+async def test_sighup_has_a_hub_read_its_rules_again_and_withdraw_what_they_find(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "rules"
+    folder.mkdir()
+    (folder / "mine.yar").write_text("rule Nothing { condition: false }")
+    monkeypatch.setenv("LOCKSTEP_HUB_SCAN_RULES", str(folder))
+    path = make_installer(tmp_path, "deb", content="text")
+    settings = Settings(data=str(tmp_path / "hub"))
+    async with HubProcess(tmp_path / "hub") as hub:
+        published = await ask(settings, "publish", {"file": str(path), "options": {}})
+        assert published["verdict"] == "clean"
+        (folder / "mine.yar").write_text('rule Fox { strings: $a = "quick brown fox" condition: $a }')
+        os.kill(hub.pid, signal.SIGHUP)
+        async with asyncio.timeout(20):
+            while not (found := (await ask(settings, "verdicts", {"infected": True}))["installers"]):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        assert found[0]["finding"].startswith("yara-x: Fox in hello_1.0_all.deb")
