@@ -535,6 +535,8 @@ class Session:
         asked = isinstance(self._opening, Enrolling) and self._opening.pair
         if not asked or self._has_code:  # each code may be waited for as long again
             raise ProtocolError("The hub said a pairing code that nobody asked for.", code="wrong-order")
+        if not (pairing.code.isascii() and pairing.code.isalpha()):  # it is drawn on a screen
+            raise ProtocolError("The hub said a pairing code that is not made of letters.", code="bad-field")
         self._has_code = True
         return [ShowPairing(pairing, self._hub_key)]
 

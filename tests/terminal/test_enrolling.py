@@ -235,6 +235,17 @@ async def test_a_hub_that_says_one_code_after_the_other_breaks_the_protocol(fold
             await enrolled(folder, url, on_pairing=lambda _shown: None)
 
 
+async def test_a_code_that_could_draw_on_the_screen_breaks_the_protocol(folder: StateFolder) -> None:
+    async def draws(peer: Peer) -> None:
+        await Desk().shows(peer, "\x1b[2JABCD")
+
+    shown: list[PairingShown] = []
+    async with hub(draws) as url:
+        with pytest.raises(ProtocolError):
+            await enrolled(folder, url, on_pairing=shown.append)
+    assert shown == []
+
+
 async def test_a_hub_that_has_forgotten_the_pairing_gives_another_code(folder: StateFolder) -> None:
     desk = Desk()
     shown: list[PairingShown] = []
