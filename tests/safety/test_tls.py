@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import ssl
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -46,7 +47,7 @@ async def certificate_shown(port: int) -> bytes:
 async def add_account(data: Path) -> None:
     """Add the account `ada` as an operator does."""
     process = await asyncio.create_subprocess_exec(
-        "lockstep-hub", "account", "add", "ada", "--password-stdin", "--data", str(data),
+        sys.executable, "-m", "hub", "account", "add", "ada", "--password-stdin", "--data", str(data),
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     await process.communicate(PASSWORD.encode() + b"\n")
