@@ -295,16 +295,18 @@ def read_rules(folder: StateFolder, digest: bytes) -> bytes | None:
 def settle_rules(folder: StateFolder, digest: bytes, gone: threading.Event) -> None:
     """Take a rule set that has just come whole into use, in place of all others; not when `gone` is set. Blocking.
 
-    Raises TransferError, after which it is gone: code `bad-rules` for one that does not compile, or what the engine
-    says.
+    Raises TransferError, after which it is gone: code `bad-rules` for one that does not compile, `no-space` where there
+    is no room to compile it, or what the engine says.
     """
     source = read_rules(folder, digest)
     try:
         if source is None:
             raise TransferError("The rule set was damaged on the disk.", code="disk")
         yara.compile_rules(source, gone)
-    except LockstepError as error:
+    except (LockstepError, OSError) as error:
         (folder.rules / digest.hex()).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise TransferError(f"The rule set cannot be compiled: {error.strerror}.", code="no-space") from None
         raise TransferError(error.message, hint=error.hint, code=error.code) from None
     for file in folder.rules.iterdir():
         if file.name != digest.hex():

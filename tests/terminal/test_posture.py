@@ -232,7 +232,7 @@ def test_a_scan_that_waits_for_its_pace_ends_with_its_time(tmp_path: Path, compi
         (tmp_path / f"f{number}").write_bytes(bytes(100_000))
     began_at = time.monotonic()
     looked = look(compiled, tmp_path, replace(FAST, bytes_per_second=1, seconds=0.3))
-    assert time.monotonic() - began_at < 5.0
+    assert time.monotonic() - began_at < 15.0
     assert not looked.complete
 
 
@@ -257,7 +257,7 @@ def test_a_scan_nobody_wants_any_more_stops_while_it_waits(tmp_path: Path, compi
     began_at = time.monotonic()
     with pytest.raises(StoppedError):
         look(compiled, tmp_path, replace(FAST, bytes_per_second=1), gone)
-    assert time.monotonic() - began_at < 5.0
+    assert time.monotonic() - began_at < 15.0
 
 
 def test_a_report_holds_as_many_findings_as_fit_and_counts_the_rest() -> None:
@@ -293,6 +293,19 @@ def test_rules_that_do_not_compile_are_refused_with_the_compilers_words_and_the_
     with pytest.raises(TransferError, match="nonsense") as refused:
         settle_rules(folder, wrong.digest, threading.Event())
     assert refused.value.code == "bad-rules"
+    assert [file.name for file in folder.rules.iterdir()] == [RULES.digest.hex()]
+
+
+def test_rules_there_is_no_room_to_compile_are_refused(folder: StateFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    keep_rules(folder)
+    keep_rules(folder, OTHER_RULES)
+    monkeypatch.setattr("scanner.yara.tempfile.TemporaryFile", full)
+    with pytest.raises(TransferError, match="No space left") as refused:
+        settle_rules(folder, OTHER_RULES.digest, threading.Event())
+    assert refused.value.code == "no-space"
     assert [file.name for file in folder.rules.iterdir()] == [RULES.digest.hex()]
 
 
@@ -598,7 +611,7 @@ async def test_an_agent_stops_at_once_in_the_middle_of_a_scan(folder: StateFolde
         began_at = time.monotonic()
         agent.stop.set()
         assert await asyncio.wait_for(agent.task, 10) == "stopped"
-    assert time.monotonic() - began_at < 5.0
+    assert time.monotonic() - began_at < 15.0
     assert folder.posture() is None
 
 
