@@ -13,7 +13,7 @@ from hub.session import Close, Session
 from protocol import codec, keys, limits, messages
 from protocol.errors import RefusedError
 from tests.hub.rooms import add_account, add_terminal, open_rooms, publish
-from tests.hub.test_session import DEVICE_KEY, HUB_KEY, challenged, feed, hear, login, opened, said, terminal
+from tests.hub.test_session import DEVICE_KEY, HUB_KEY, challenged, feed, hear, login, opened, said, serving, terminal
 
 RULES: Final = RulesObject(digest=b"R" * 32)
 OTHER_RULES: Final = RulesObject(digest=b"S" * 32)
@@ -158,6 +158,15 @@ def test_standing_is_told_when_it_changes_and_only_then() -> None:
     assert said(feed(session, found(None, bad))) == [bad]
     assert feed(session, found(None, bad)) == []
     assert said(feed(session, found(None))) == [WELL]
+
+
+def test_what_is_under_way_is_held_when_the_terminal_may_not_receive_any_more() -> None:
+    session = serving()
+    bad = messages.Standing(may_receive=False, may_initiate=True, reason="not-allowed", detail="d", hint="h")
+    *told, hold, claim = feed(session, found(None, bad))
+    assert said(told) == [bad, messages.Withdraw(delivery="d-1")]
+    assert brain.StopTransfer() in told
+    assert (hold, claim) == (brain.Hold("not-allowed"), brain.Claim())
 
 
 @pytest.mark.parametrize("code", ENDED)

@@ -3,8 +3,10 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hub.devices import DeviceLists
 from hub.presence import Presence, Roster
-from protocol import limits
+from hub.records import Terminal
+from protocol import codec, limits, messages
 from protocol.messages import DeviceRow
 from tests.hub.rooms import PC
 
@@ -104,3 +106,69 @@ def test_one_that_has_gone_receives_no_more_although_it_is_still_shown_online() 
     here.leave("a", "t-1", 1, now=0.0, last_seen=0.0)
     assert is_shown_online(here)
     assert not here.is_receiving("t-1")
+
+
+def test_one_that_is_removed_is_off_the_list_for_good_whatever_was_pending_of_it() -> None:
+    here = presence()
+    here.join("a", row(), 1)
+    here.leave("a", "t-1", 1, now=0, last_seen=1)
+    here.remove("a", "t-1")
+    here.update("a", row())
+    here.tick(10 * GRACE)
+    assert here.rosters["a"].row("t-1") is None
+    assert [terminal for _, terminal in here.rosters["a"].gone_since(0)] == ["t-1"]
+
+
+def test_the_socket_of_one_that_is_removed_leaves_as_any_other() -> None:
+    here = presence()
+    here.join("a", row(), 1)
+    here.remove("a", "t-1")
+    assert not here.is_receiving("t-1")
+    assert here.socket_of("t-1") == 1
+    assert here.leave("a", "t-1", 1, now=0, last_seen=1)
+    here.tick(10 * GRACE)
+    assert here.rosters["a"].row("t-1") is None
+
+
+def test_what_nobody_has_a_list_of_is_removed_and_updated_in_silence() -> None:
+    here = Presence()
+    here.remove("nobody", "t-1")
+    here.update("nobody", row())
+    assert here.rosters == {}
+
+
+class Reader:
+    """A listener that applies what it is sent, and notices a gap."""
+
+    def __init__(self, revision: int) -> None:
+        self.devices_revision = revision
+        self.terminal = Terminal(
+            terminal_id="t-9", account_id="a", account_name="a", name="R", device_key=bytes(32), device=row().device,
+            address="", connection=1, last_seen_at=0.0,
+        )  # fmt: skip
+        self.shown: dict[str, DeviceRow] = {}
+
+    def queue(self, data: bytes) -> None:
+        changes = codec.decode(data)
+        assert isinstance(changes, messages.DeviceChanges)
+        assert changes.since == self.devices_revision, "a gap"
+        self.devices_revision = changes.revision
+        for gone in changes.gone:
+            self.shown.pop(gone, None)
+        self.shown |= {changed.terminal: changed for changed in changes.changed}
+
+
+@given(st.lists(st.tuples(st.sampled_from(["t-1", "t-2", "t-3"]), st.booleans(), st.booleans()), max_size=40))
+def test_whoever_reads_the_messages_sees_who_came_and_who_has_gone(steps: list[tuple[str, bool, bool]]) -> None:
+    here = Presence()
+    here.rosters["a"] = Roster([])
+    lists, reader = DeviceLists(here), Reader(here.rosters["a"].revision)
+    for name, stays, looks in steps:
+        if stays:
+            here.rosters["a"].put(row(name))
+        else:
+            here.remove("a", name)
+        lists.changed_accounts()
+        if looks:
+            assert lists.changes(reader) == reader.devices_revision == here.rosters["a"].revision
+            assert reader.shown == {device.terminal: device for device in here.rosters["a"].rows()}
