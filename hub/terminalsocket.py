@@ -211,7 +211,7 @@ class TerminalSocket:
             data = await self._connection.recv()
             await self._inbox_room.acquire()
             try:
-                self._inbox.put_nowait(brain.Received(codec.decode(data)))
+                self._inbox.put_nowait(brain.Received(codec.decode(data, limit_items=limits.MESSAGE_TO_HUB_ITEMS)))
                 self._connection.took_a_step()  # before the login nothing else may be said
             except ProtocolError as error:
                 self._inbox.put_nowait(brain.Broken(error.code, error.message))

@@ -30,13 +30,15 @@ def encode(message: Message) -> bytes:
     return data
 
 
-def decode(data: bytes | str, *, limit_bytes: int = limits.MESSAGE_BYTES) -> AnyMessage:
+def decode(
+    data: bytes | str, *, limit_bytes: int = limits.MESSAGE_BYTES, limit_items: int = ITEMS_IN_ONE_MESSAGE
+) -> AnyMessage:
     """Return the message in `data`. Raises ProtocolError with what is wrong; the text never repeats the data itself."""
     if isinstance(data, str):
         raise ProtocolError("A text message arrived; lockstep.v1 uses binary messages only.", code="text-message")
     if len(data) > limit_bytes:
         raise ProtocolError(f"A message of {len(data)} bytes is over the limit of {limit_bytes}.", code="too-large")
-    fields = _unpack(data)
+    fields = _unpack(data, limit_items)
     if not isinstance(fields.get("kind"), str):
         raise ProtocolError("A message has no kind.", code="bad-msgpack")
     message_class = BY_KIND.get(fields["kind"])
@@ -82,19 +84,20 @@ def pages(rows: Iterable[Row], page_bytes: int = limits.FRAME_BYTES) -> list[tup
 class _Count:
     """Counts what is built of a message: each list and map, and each value in one."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._items = 0
 
     def add(self, container: Container) -> Container:
         """Count a container that is whole. Raises ProtocolError when the message has too many items."""
         self._items += 1 + len(container)
-        if self._items > ITEMS_IN_ONE_MESSAGE:
-            raise ProtocolError(f"A message has more than {ITEMS_IN_ONE_MESSAGE} items.", code="too-large")
+        if self._items > self._limit:
+            raise ProtocolError(f"A message has more than {self._limit} items.", code="too-large")
         return container
 
 
-def _unpack(data: bytes) -> dict[str, Any]:
-    count = _Count()
+def _unpack(data: bytes, limit_items: int = ITEMS_IN_ONE_MESSAGE) -> dict[str, Any]:
+    count = _Count(limit_items)
     try:
         value = msgpack.unpackb(
             data,

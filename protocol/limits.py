@@ -14,6 +14,7 @@ GIB: Final = 1024 * MIB
 MESSAGE_BYTES: Final = 512 * KIB
 MESSAGE_BEFORE_LOGIN_BYTES: Final = 8 * KIB
 HEARD_BEFORE_LOGIN_BYTES: Final = 64 * KIB  # all that one socket may say until it is logged in, HTTP included
+MESSAGE_TO_HUB_ITEMS: Final = 16_384  # a full inventory has half as many; more would hold the hub up for longer
 STRING_BYTES: Final = 4 * KIB
 IDENTIFIER_CHARACTERS: Final = 128
 NAME_CHARACTERS: Final = 64

@@ -147,6 +147,13 @@ MESSAGES: Final[dict[str, Case]] = {
     "MAP_ITEMS": unknown(limits.MAP_ITEMS, lambda count: {str(key): 0 for key in range(count)}, "bad-msgpack"),
     "NESTING_DEPTH": unknown(limits.NESTING_DEPTH, nested, "bad-msgpack"),
     "ITEMS_IN_ONE_MESSAGE": unknown(codec.ITEMS_IN_ONE_MESSAGE, items, "too-large"),
+    "MESSAGE_TO_HUB_ITEMS": Case(
+        limits.MESSAGE_TO_HUB_ITEMS,
+        lambda count: codec.decode(
+            msgpack.packb(fields_of("history") | {"unknown": items(count)}), limit_items=limits.MESSAGE_TO_HUB_ITEMS
+        ),
+        "too-large",
+    ),
     "IDENTIFIER_CHARACTERS": field("cancel", "sync", limits.IDENTIFIER_CHARACTERS, text),
     "NAME_CHARACTERS": field("enrol", "name", limits.NAME_CHARACTERS, text),
     "TEXT_CHARACTERS": field("enrol", "password", limits.TEXT_CHARACTERS, text),

@@ -15,7 +15,7 @@ from websockets.asyncio.server import ServerConnection
 from hub.cli import main
 from hub.paced import PacedConnection
 from hub.server import HubServer
-from protocol import codec
+from protocol import limits
 
 EVERY_SECONDS = 0.002
 SHOWN_SECONDS = 0.01
@@ -49,7 +49,7 @@ def unpace() -> None:
     """Take away what this hub has against floods."""
     for name in ("connection_made", "data_received", "eof_received", "connection_lost"):
         setattr(PacedConnection, name, getattr(ServerConnection, name))
-    vars(codec)["ITEMS_IN_ONE_MESSAGE"] = 2**62
+    vars(limits)["MESSAGE_TO_HUB_ITEMS"] = 2**62
 
 
 if __name__ == "__main__":
