@@ -655,8 +655,10 @@ class Session:
             host=proof.host,
             port=proof.port,
         )
-        # One answer for "no such terminal" and "not its key": the difference is nobody's business.
-        if terminal is None or not keys.verifies(terminal.device_key, proof.signature, signed):
+        # One answer for "no such terminal" and "not its key", and the same work: the difference is nobody's business.
+        device_key = terminal.device_key if terminal is not None else self._hub_key.public
+        is_its_key = keys.verifies(device_key, proof.signature, signed)
+        if terminal is None or not is_its_key:
             return self._refuse(
                 "This hub does not know this terminal.", "Run `lockstep-terminal login` again.", code="unknown-terminal"
             )
