@@ -36,7 +36,7 @@ test-formats: $(VENV)/development ## read real, built, stand-in and damaged inst
 test-safety: $(VENV)/development ## isolation of accounts, limits, bombs and a short fuzz, with their counts (BOMBS=5000)
 	@sh tests/tools.sh
 	@BOMB_MESSAGES=$(BOMBS) SESSION_EXAMPLES=300 FUZZ_EXECUTIONS=200000 DRIPS=5000 \
-		$(BIN)/python -m pytest --timeout 900 tests/safety tests/hub/test_audit.py $(ARGUMENTS)
+		$(BIN)/python -m pytest --timeout 900 tests/safety tests/hub/test_audit.py tests/hub/test_audited_acts.py $(ARGUMENTS)
 
 fuzz: $(VENV)/development ## ten million inputs for the codec and the opening, in two processes (EXECUTIONS=100000 SEED=1)
 	@$(BIN)/python -m tests.safety.fuzz $(if $(EXECUTIONS),--executions $(EXECUTIONS)) $(if $(SEED),--seed $(SEED))
