@@ -122,12 +122,21 @@ def device_list(account: str, data: str | None, config_file: Path | None, as_jso
     """List the devices of ACCOUNT, or of all accounts."""
     rows = ask_hub(data, config_file, "device list", {"account": account})
     lines = [
-        (row["account"], row["name"], row["terminal"], row["standing"] or "good", " ".join(row["rights"]) or "-",
-         _moment(row["last_seen_at"]), row["address"], " ".join(row["tags"]))
+        (row["account"], row["name"], row["terminal"], row["standing"] or "good", _posture_words(row),
+         " ".join(row["rights"]) or "-", _moment(row["last_seen_at"]), row["address"], " ".join(row["tags"]))
         for row in rows
     ]  # fmt: skip
-    header = ("ACCOUNT", "DEVICE", "ID", "STANDING", "MAY", "LAST SEEN", "ADDRESS", "TAGS")
+    header = ("ACCOUNT", "DEVICE", "ID", "STANDING", "POSTURE", "MAY", "LAST SEEN", "ADDRESS", "TAGS")
     show(rows, as_json, lambda: table(header, lines))
+
+
+def _posture_words(row: dict[str, Any]) -> str:
+    """Say what the device last said of its own programs."""
+    if not row["posture_at"]:
+        return "-"
+    if row["posture_findings"]:
+        return f"{row['posture_findings']} findings"
+    return "clean" if row["posture_complete"] else "incomplete"
 
 
 def _moment(at: float) -> str:

@@ -27,7 +27,10 @@ _DISABLED_DETAIL: Final = "Its account was disabled."
 
 
 class DeviceEntry(Struct, frozen=True, kw_only=True):
-    """One device as the hub's owner sees it; `standing` is empty where all is well. Times are Unix seconds."""
+    """One device as the hub's owner sees it; `standing` is empty where all is well. Times are Unix seconds.
+
+    `posture_at` is when its last report on its own programs came, 0 where none has.
+    """
 
     account: str
     terminal: str
@@ -41,6 +44,9 @@ class DeviceEntry(Struct, frozen=True, kw_only=True):
     last_seen_at: float
     revoked_at: float = 0.0
     cloned_at: float = 0.0
+    posture_at: float = 0.0
+    posture_findings: int = 0
+    posture_complete: bool = False
 
 
 class Revocation:
@@ -173,6 +179,9 @@ class Revocation:
             last_seen_at=terminal.last_seen_at,
             revoked_at=row["revoked_at"] or 0.0,
             cloned_at=terminal.cloned_at,
+            posture_at=row["posture_at"] or 0.0,
+            posture_findings=terminal.posture_findings,
+            posture_complete=bool(row["posture_complete"]),
         )
 
     # --- a whole account ------------------------------------------------------------------------------------------

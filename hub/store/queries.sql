@@ -41,9 +41,9 @@ WHERE t.account_id = :account_id AND t.revoked_at IS NULL ORDER BY t.name;
 
 -- name: devices
 -- For the hub's owner: those that are revoked as well, last. Every account where none is named.
-SELECT t.*, a.name AS account_name, a.disabled_at, a.rights AS account_rights,
-    (SELECT findings FROM postures p WHERE p.terminal_id = t.terminal_id) AS posture_findings
-FROM terminals t JOIN accounts a ON a.account_id = t.account_id
+SELECT t.*, a.name AS account_name, a.disabled_at, a.rights AS account_rights, p.findings AS posture_findings,
+    p.reported_at AS posture_at, p.complete AS posture_complete
+FROM terminals t JOIN accounts a ON a.account_id = t.account_id LEFT JOIN postures p ON p.terminal_id = t.terminal_id
 WHERE :account = '' OR a.name = :account ORDER BY a.name, t.revoked_at IS NOT NULL, t.name;
 
 -- name: device_of_account

@@ -232,6 +232,8 @@ async def test_under_report_findings_are_kept_and_decide_nothing(tmp_path: Path)
         standing = (await hub.accounts.standing(target.terminal_id)).standing
         assert standing == WELL
         assert [row.standing for row in await hub.accounts.device_rows(account)] == [""]
+        (entry,) = await hub.revocation.listing("ada")
+        assert (entry.posture_findings, entry.posture_complete, entry.posture_at > 0) == (1, True, True)
         assert await actions(hub) == []
 
 
