@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Final
 
@@ -95,7 +95,13 @@ def run(executions: int, seed: int, keep: Path) -> list[Outcome]:
         corpora = {target: Path(scratch) / target for target in fuzz_targets.TARGETS}
         for target, corpus in corpora.items():
             write_seeds(target, corpus)
-        return list(pool.map(lambda part: run_part(part, corpora[part.target], keep), parts_of(executions, seed)))
+        running = [pool.submit(run_part, part, corpora[part.target], keep) for part in parts_of(executions, seed)]
+        outcomes: list[Outcome] = []
+        for done in as_completed(running):
+            outcomes.append(done.result())
+            ran, crashed = sum(one.executions for one in outcomes), sum(bool(one.crashes) for one in outcomes)
+            print(f"  {ran:,} executions, {crashed} crashes", flush=True)
+        return outcomes
 
 
 def main() -> int:

@@ -18,7 +18,7 @@ from hub.server import HubServer
 from protocol import limits
 
 EVERY_SECONDS = 0.002
-SHOWN_SECONDS = 0.01
+SHOWN_SECONDS = 0.003
 
 
 async def watch(file: Path) -> None:
