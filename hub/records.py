@@ -108,8 +108,8 @@ class Published(Struct, frozen=True, kw_only=True):
 
     `new` is False unless this publish has brought it, `corrected` unless this one has changed what is known of it.
 
-    Of a release that is `yanked` and a program that is `retired` nothing is chosen, and nothing whose `verdict` is other
-    than "clean" (`finding` says why).
+    Of a release that is `yanked` and a program that is `retired` nothing is chosen, and nothing whose `verdict` is
+    other than "clean" (`finding` says why).
     """
 
     program: str
