@@ -41,7 +41,8 @@ def enrolment(raw: RawTerminal, **proof: Any) -> messages.Enrol:
 async def refused(raw: RawTerminal, said: Message | bytes) -> messages.Error:
     """Say something and return the error with which the hub closes."""
     await raw.send_bytes(said if isinstance(said, bytes) else codec.encode(said))
-    code, reason, heard = await raw.closed()
+    async with asyncio.timeout(10.0):
+        code, reason, heard = await raw.closed()
     assert code == 1008
     [error] = heard
     assert isinstance(error, messages.Error) and error.code == reason and error.re == 0

@@ -1,5 +1,6 @@
 """Accounts and terminals: enrolling twice is once, names stay apart, passwords are right or wrong."""
 
+import asyncio
 import json
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,6 +21,15 @@ async def test_a_password_is_right_or_wrong_and_nobody_has_none(tmp_path: Path) 
         assert await hub.accounts.check_password("ada", PASSWORD + "x") is None
         assert await hub.accounts.check_password("nobody", PASSWORD) is None
         assert await hub.accounts.check_password("nobody", PASSWORD) is None
+
+
+async def test_a_fleet_that_comes_at_once_with_one_right_password_costs_one_evaluation(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        await hub.accounts.add("ada", PASSWORD)
+        before = hub.passwords.evaluations
+        answers = await asyncio.gather(*(hub.accounts.check_password("ada", PASSWORD, "192.0.2.1") for _ in range(200)))
+        assert len(set(answers)) == 1 and answers[0] is not None
+        assert hub.passwords.evaluations - before == 1
 
 
 @pytest.mark.parametrize("name", ["", " ada", "a\nb", "x" * 65])
