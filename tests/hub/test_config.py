@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hub.config import is_loopback, load_settings, split_address
+from hub.config import is_loopback, load_settings, load_with_sources, shown, split_address
 from protocol.errors import UsageError
 
 
@@ -57,3 +57,22 @@ def test_what_is_no_address_is_refused(text: str) -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
 def test_loopback_is_recognised(host: str) -> None:
     assert is_loopback(host)
+
+
+def test_each_setting_knows_where_it_came_from(tmp_path: Path) -> None:
+    file = tmp_path / "hub.toml"
+    file.write_text('data = "file"\nlisten = "127.0.0.1:1"\n')
+    environment = {"LOCKSTEP_HUB_LISTEN": "127.0.0.1:2", "LOCKSTEP_HUB_TRUSTED_PROXIES": "127.0.0.1,::1"}
+    settings, sources = load_with_sources(file, {"names": ("hub.example",), "data": None}, environment)
+    assert settings.trusted_proxies == ("127.0.0.1", "::1")
+    assert sources == {
+        "data": str(file), "listen": "LOCKSTEP_HUB_LISTEN", "trusted_proxies": "LOCKSTEP_HUB_TRUSTED_PROXIES",
+        "names": "--name",
+    }  # fmt: skip
+
+
+def test_a_password_in_an_address_is_not_shown() -> None:
+    assert shown("https://user:secret@idp.example/keys") == "https://...@idp.example/keys"
+    assert shown(("https://token@idp.example", "plain")) == ["https://...@idp.example", "plain"]
+    assert shown("https://idp.example/a@b") == "https://idp.example/a@b"
+    assert shown(7) == 7
