@@ -362,7 +362,8 @@ async def test_however_often_a_device_changes_it_is_told_four_times_a_second(tmp
                 if any(row.name == "Changes 60" for row in rows):
                     break
         seconds = asyncio.get_running_loop().time() - began
-        assert told <= seconds / limits.DEVICE_CHANGES_EVERY_SECONDS + 1
+        # One more at the beginning of the time and one at its end; the coming of the device may be the first.
+        assert told <= seconds / limits.DEVICE_CHANGES_EVERY_SECONDS + 2
 
 
 async def test_a_connection_has_sixteen_requests_under_way_and_the_next_wait() -> None:
