@@ -765,6 +765,8 @@ async def test_a_database_of_version_1_becomes_what_a_new_one_is_and_keeps_what_
     async with open_rooms(tmp_path) as hub:
         await pass_time(hub, 1.0)
         assert (await row_of(hub, asks, accepted)).state == "queued"
+        assert await claim(hub, asks) is None  # nobody has scanned it yet
+        assert await hub.rescans.look(resting=False) == 1
         assert (await claimed(hub, asks)).delivery == accepted.targets[0].delivery
 
 
