@@ -1,6 +1,7 @@
 """An identity provider for tests: a real HTTP server on this machine, real keys, and tokens signed with them."""
 
 import asyncio
+import contextlib
 import json
 import ssl
 from collections.abc import AsyncIterator
@@ -32,6 +33,7 @@ class Server:
         self.answer: bytes | None = None
         self.configuration: dict[str, Any] = {}
         self.silence = asyncio.Event()
+        self.answering: set[asyncio.Task[None]] = set()
 
     def publish(self, *public: Any) -> None:
         """Have these keys, with their private parts left out, and what else is given as it is."""
@@ -40,6 +42,9 @@ class Server:
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one request."""
+        task = asyncio.current_task()
+        assert task is not None
+        self.answering.add(task)
         try:
             path = (await reader.readuntil(b"\r\n")).split()[1].decode()
             self.asked.append(path)
@@ -50,10 +55,12 @@ class Server:
             head = f"HTTP/1.1 {self.status}\r\nContent-Length: {len(body)}\r\n{self.headers}Connection: close\r\n\r\n"
             writer.write(head.encode() + body)
             await writer.drain()
-        except (ConnectionError, asyncio.IncompleteReadError):
+        except (OSError, asyncio.IncompleteReadError):
             pass  # the one who asked had enough
         finally:
             writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
 
 
 @asynccontextmanager
@@ -71,6 +78,7 @@ async def serving_provider(context: ssl.SSLContext | None = None) -> AsyncIterat
         server.silence.set()
         listening.close()
         await listening.wait_closed()
+        await asyncio.gather(*server.answering)
 
 
 def token(
