@@ -135,4 +135,5 @@ async def test_no_query_of_the_catalogue_goes_through_a_whole_table_but_the_sear
         ("programs_search", "SCAN programs"),
         ("programs_search", "SCAN p"),  # of the page that it found
         ("catalogue_page", "SCAN p"),  # likewise
+        ("count_verdicts", "SCAN installers"),  # once at the start, and at `verdicts rescan`
     }
