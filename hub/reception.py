@@ -33,7 +33,7 @@ CLOSE_SECONDS: Final = 2.0
 _BACKLOG: Final = 4_096
 # What a connection leaves behind are cycles, which Python looks for seldom here (`hub.cli`): a flood would pile up a
 # gigabyte of them. Those that lived through a look already are found by a whole one alone, which costs a stall.
-_COLLECTED_EVERY: Final = 4_096
+_COLLECTED_EVERY: Final = 1_024
 _LINES_PER_SECOND: Final = 50  # a flood must not fill the log's disk
 _WELCOME: Final = (
     "This is a Lockstep hub. It speaks with terminals:\n\n    lockstep-terminal login ADDRESS --account NAME\n\n"
