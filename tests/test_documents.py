@@ -237,6 +237,13 @@ def test_every_reason_of_a_deadline_and_every_cause_that_passes_is_in_the_docume
     assert undocumented_codes(DOCUMENT, reasons) == []
 
 
+def test_every_test_that_a_page_names_is_there() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    named = {name for page in pages for name in re.findall(r"`(tests/[\w/]+\.py)`", page.read_text(encoding="utf-8"))}
+    assert len(named) > 20
+    assert sorted(name for name in named if not (ROOT / name).exists()) == []
+
+
 def test_a_field_a_limit_or_a_code_that_is_left_out_is_noticed() -> None:
     kind_row = field_rows(messages.Cancel)[1]
     assert missing_rows(DOCUMENT.replace(kind_row, "| `other` | text | required |"), "`cancel`", [kind_row]) == [
