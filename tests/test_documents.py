@@ -237,6 +237,13 @@ def test_every_reason_of_a_deadline_and_every_cause_that_passes_is_in_the_docume
     assert undocumented_codes(DOCUMENT, reasons) == []
 
 
+def test_the_map_names_every_file_of_every_room() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for room in ("protocol", "scanner", "hub", "terminal"):
+        files = {path.name for path in (ROOT / room).glob("*.py") if not path.name.startswith("__")}
+        assert sorted(name for name in files if f"`{name}`" not in page) == [], room
+
+
 def test_every_test_that_a_page_names_is_there() -> None:
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     named = {name for page in pages for name in re.findall(r"`(tests/[\w/]+\.py)`", page.read_text(encoding="utf-8"))}
