@@ -20,6 +20,7 @@ from protocol.errors import ConflictError, RefusedError, UnavailableError, Unkno
 from protocol.messages import DeviceRow, Enrol
 
 PASSWORD_CHARACTERS_MINIMUM = 8
+ELSEWHERE = "already-logged-in"
 
 
 class AccountRow(Struct, frozen=True):
@@ -207,12 +208,13 @@ class Accounts:
         how: str = "password",
         tags: tuple[str, ...] = (),
         by: str = "",
+        rights: str = " ".join(RIGHTS),
     ) -> Terminal:
-        """Make a device a terminal of the account; the same device key again is the same terminal, with its tags.
+        """Make a device a terminal of the account, with these `rights`; the same device key again is the same terminal.
 
-        A name that another device has gets a number behind it. `how` it enrolled, and `by` which join key or approving
-        terminal, goes into the audit log. Raises RefusedError when the account is full or disabled, the error of
-        `gone` for a device key that was revoked.
+        That keeps its tags and rights. A name that another device has gets a number behind it. `how` it enrolled, and
+        `by` which join key or approving terminal, goes into the audit log. Raises RefusedError when the account is full
+        or disabled, the error of `gone` for a device key that was revoked, ConflictError for one of another account.
         """
         known = await transaction.row("terminal_by_key", account_id=account_id, device_key=request.device_key)
         await check_may_enrol(transaction, account_id, request.device_key)
@@ -226,8 +228,10 @@ class Accounts:
             "now": time.time(),
         }
         if known is None:
+            await _check_nowhere_else(transaction, request.device_key)
             await self._check_room(transaction, account_id)
-            await transaction.rows("add_terminal", account_id=account_id, device_key=request.device_key, **columns)
+            columns |= {"account_id": account_id, "device_key": request.device_key, "rights": rights}
+            await transaction.rows("add_terminal", **columns)
         else:
             await transaction.rows("enrol_again", **columns)
         kept = known["tags"] if known else msgspec.json.encode(tags).decode()
@@ -339,6 +343,16 @@ async def check_key(transaction: Transaction, device_key: bytes) -> None:
     """Raise the error of `gone` for a device key that was revoked, in whichever account: it is dead for ever."""
     if await transaction.row("revoked_key", device_key=device_key) is not None:
         raise gone(REVOKED)
+
+
+async def _check_nowhere_else(transaction: Transaction, device_key: bytes) -> None:
+    """Raise ConflictError for a device that is logged in: a proof of another account must not move it there unseen."""
+    if await transaction.row("live_key", device_key=device_key) is not None:
+        raise ConflictError(
+            "The device is logged in to another account of this hub.",
+            hint="`lockstep-terminal login --replace` on it takes new keys, and logs in as another device.",
+            code=ELSEWHERE,
+        )
 
 
 async def free_account_name(transaction: Transaction, wanted: str) -> str:

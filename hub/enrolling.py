@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from hub.accounts import Accounts, allowed_name, check_key, free_account_name
+from hub.accounts import ELSEWHERE, Accounts, allowed_name, check_key, free_account_name
 from hub.audit import record
 from hub.config import Settings
 from hub.joinkeys import use
@@ -12,7 +12,7 @@ from hub.pairings import Decided, Pairing, Pairings, unknown_pairing
 from hub.records import Terminal, new_id
 from hub.standing import Standings
 from hub.store import Store, Transaction
-from protocol.errors import RefusedError
+from protocol.errors import ConflictError, RefusedError
 from protocol.messages import Approve, Enrol, PairingRequest, PairingResult
 
 if TYPE_CHECKING:
@@ -88,8 +88,11 @@ class Enrolling:
             outcome = await self._store.transaction(
                 lambda transaction: self._decide(transaction, me, pairing, accept=request.accept)
             )
-        except BaseException:
-            self.pairings.put_back(pairing)
+        except BaseException as error:
+            if isinstance(error, ConflictError) and error.code == ELSEWHERE:
+                self.pairings.end(pairing, error.code)  # with this key it cannot be, whoever approves it
+            else:
+                self.pairings.put_back(pairing)
             raise
         self.pairings.end(pairing, outcome or "pairing-denied")
 
@@ -103,8 +106,16 @@ class Enrolling:
                 transaction, me.terminal_id, "device.turn-away", allowed_name(asks.name), address=pairing.address
             )
             return None
+        approver = await transaction.row("standing_of", terminal_id=me.terminal_id)
+        assert approver is not None  # it has the right to
         terminal = await self._accounts.enrol_in(
-            transaction, me.account_id, asks, pairing.address, how=PAIRING, by=me.terminal_id
+            transaction,
+            me.account_id,
+            asks,
+            pairing.address,
+            how=PAIRING,
+            by=me.terminal_id,
+            rights=approver["terminal_rights"],  # or a key it makes itself would give it the others
         )
         await record(transaction, me.terminal_id, "device.approve", terminal.terminal_id, address=pairing.address)
         return terminal

@@ -459,6 +459,7 @@ class _Upload(Struct):
 
 # To a device that waited to be approved: what came of it, and what to do.
 _PAIRING_ENDS: Final[dict[str, tuple[str, str]]] = {
+    "already-logged-in": ("This device is logged in to another account.", "Add --replace to log in with new keys."),
     "pairing-denied": ("This device was turned away.", "Ask whoever looks after the account."),
     "pairing-expired": ("Nobody approved this device in time.", "Run `lockstep-terminal login` again for a new code."),
     "replaced": ("This device waits on a newer connection.", ""),

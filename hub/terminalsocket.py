@@ -187,9 +187,7 @@ class TerminalSocket:
     async def run(self) -> None:
         """Serve the socket until it ends."""
         try:
-            async with asyncio.TaskGroup() as group:
-                for work in (self._read(), self._think(), self._write(), self._watch()):
-                    group.create_task(work)
+            await self._work()
         except* _EndedError:
             pass
         except* ConnectionClosed as errors:
@@ -200,6 +198,16 @@ class TerminalSocket:
             self._abort()
             self._leave_lines()
             await self._leave()
+
+    async def _work(self) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for work in (self._read(), self._think(), self._write(), self._watch()):
+                    group.create_task(work)
+        except BaseExceptionGroup as errors:
+            # The way here leads through a frame that holds the group itself (CPython 3.11, `taskgroups.__aexit__`): a
+            # circle, in which all that this socket has would stay until somebody looks for such.
+            raise errors.with_traceback(None) from None
 
     def __str__(self) -> str:
         return f"{self.terminal.name} ({self.terminal.terminal_id})" if self.terminal else self.address
@@ -487,7 +495,7 @@ class TerminalSocket:
         older = services.presence.join(terminal.account_id, row, self.number)
         self._replace(older)
         self._other_copy = services.revocation.clones.login(
-            terminal.terminal_id, admit.run, self._host, replaced=older is not None, now=self._loop.time()
+            terminal.terminal_id, admit.run, self.host, replaced=older is not None, now=self._loop.time()
         )
         self._connection.leave_doorway()
         self._connection.has_logged_in = True
@@ -517,11 +525,11 @@ class TerminalSocket:
 
     async def _raise_clone_alarm(self, other: str) -> None:
         me = self._me
-        if await self._services.revocation.mark_cloned(me.terminal_id, self._host, other):
+        if await self._services.revocation.mark_cloned(me.terminal_id, self.host, other):
             log.warning(
                 "the key of %s (%s) of %s is in two places: %s and %s. `lockstep-hub device revoke` ends it, "
                 "`device clear` ends the alarm",
-                me.name, me.terminal_id, me.account_name, other, self._host,
+                me.name, me.terminal_id, me.account_name, other, self.host,
             )  # fmt: skip
 
     async def _save_posture(self, posture: messages.Posture, report: messages.PostureReport) -> None:
@@ -530,10 +538,6 @@ class TerminalSocket:
             await services.revocation.show(me.terminal_id)
             rules = ", ".join(sorted({repr(finding.rule) for finding in report.findings}))
             log.warning("%s is %s", self, f"quarantined: {rules}" if rules else "out of quarantine")
-
-    @property
-    def _host(self) -> str:
-        return self.address.rpartition(":")[0]
 
     async def _answer(self, request: Message) -> tuple[Message, ...]:
         try:

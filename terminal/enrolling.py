@@ -121,7 +121,7 @@ async def _admitted(
             return await _welcomed(address, opening, folder, socket_class)
         return await _paired(address, opening, folder, socket_class, on_pairing)
     except LockstepError as error:
-        if error.code == "revoked":
+        if error.code in ("revoked", "already-logged-in"):
             folder.drop_seeds()  # no enrolment with them can be
         raise
 

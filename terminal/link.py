@@ -60,6 +60,8 @@ ERRORS: Final[dict[str, type[LockstepError]]] = {
     "store-full": RefusedError,
     "bad-file": BadFileError,
     "inspection-failed": BadFileError,
+    "already-logged-in": ConflictError,
+    "account-full": RefusedError,
     "equal-selector": ConflictError,
     "alias-taken": ConflictError,
     "retired": ConflictError,
@@ -68,7 +70,6 @@ ERRORS: Final[dict[str, type[LockstepError]]] = {
     "wrong-digest": TransferError,
     "state-folder": RefusedError,
     "disk-failed": UnavailableError,  # the hub ends and is started again: no reason for a terminal to end too
-    "too-many-terminals": RefusedError,
     "rate-limited": UnavailableError,
     "unavailable": UnavailableError,
     "busy": UnavailableError,

@@ -213,6 +213,37 @@ async def test_who_may_not_approve_neither_sees_nor_approves_a_device(tmp_path: 
             assert await code_of(laptop, structs.replace(approve, id=3)) == "Done"
 
 
+async def test_who_lets_a_device_in_gives_it_no_right_that_they_have_not_themselves(tmp_path: Path) -> None:
+    async with running_hub(tmp_path) as hub:
+        await hub.add_account("ada")
+        async with logged_in(hub) as laptop, waiting(hub) as (tv, code):
+            await hub.hub.revocation.allow_device("ada", "Laptop", "initiate", allowed=False)
+            approve = messages.Approve(id=1, code=code, device_key=tv.signing_key.public)
+            assert await code_of(laptop, approve) == "Done"
+            let_in = (await tv.hear(messages.Welcome)).terminal
+        assert (await hub.hub.accounts.standing(let_in)).rights == {"approve", "receive"}
+        await hub.hub.revocation.allow_device("ada", "TV", "initiate", allowed=True)
+        assert (await hub.hub.accounts.standing(let_in)).rights == {"approve", "initiate", "receive"}
+
+
+async def test_a_device_of_one_account_is_not_moved_to_another_by_a_proof_of_that(tmp_path: Path) -> None:
+    async with running_hub(tmp_path) as hub:
+        await hub.add_account("ada")
+        await hub.add_account("eve")
+        _, secret = await hub.hub.join_keys.add("eve", uses=5, seconds=60.0)
+        async with raw_terminal(hub) as device:
+            await device.enrol("ada")
+        async with raw_terminal(hub, like=device) as raw:
+            await raw.hello()
+            assert (await refused(raw, enrolment(raw, join_key=secret))).code == "already-logged-in"
+        assert [key.uses_left for key in await hub.hub.join_keys.listing()] == [5]
+        async with logged_in(hub, "eve") as eve, waiting(hub, like=device) as (again, code):
+            approve = messages.Approve(id=1, code=code, device_key=device.signing_key.public)
+            assert await code_of(eve, approve) == "already-logged-in"
+            assert (await again.closed())[1] == "already-logged-in"
+        assert {row.name: row.terminals for row in await hub.hub.accounts.listing()} == {"ada": 1, "eve": 1}
+
+
 async def test_two_accounts_that_approve_one_code_at_once_get_one_device_between_them(tmp_path: Path) -> None:
     async with running_hub(tmp_path) as hub:
         await hub.add_account("ada")

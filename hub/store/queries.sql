@@ -100,8 +100,9 @@ SELECT COUNT(*) AS terminals FROM terminals WHERE account_id = :account_id AND r
 SELECT 1 FROM terminals WHERE account_id = :account_id AND name = :name AND terminal_id <> :terminal_id;
 
 -- name: add_terminal
-INSERT INTO terminals (terminal_id, account_id, name, device_key, sealing_key, device, address, created_at, last_seen_at)
-VALUES (:terminal_id, :account_id, :name, :device_key, :sealing_key, :device, :address, :now, :now);
+INSERT INTO terminals (terminal_id, account_id, name, device_key, sealing_key, device, address, created_at, last_seen_at,
+    rights)
+VALUES (:terminal_id, :account_id, :name, :device_key, :sealing_key, :device, :address, :now, :now, :rights);
 
 -- name: enrol_again
 UPDATE terminals SET name = :name, sealing_key = :sealing_key, device = :device, address = :address, last_seen_at = :now
@@ -481,6 +482,9 @@ UPDATE terminals SET enrolled_by = :how, tags = :tags WHERE terminal_id = :termi
 
 -- name: revoked_key
 SELECT 1 FROM terminals WHERE device_key = :device_key AND revoked_at IS NOT NULL;
+
+-- name: live_key
+SELECT 1 FROM terminals WHERE device_key = :device_key AND revoked_at IS NULL;
 
 -- name: paired_terminal
 SELECT account_id FROM terminals WHERE device_key = :device_key AND enrolled_by = 'pairing' AND revoked_at IS NULL

@@ -2,16 +2,18 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 from websockets.typing import Subprotocol
 
 from hub.config import load_settings
 from hub.proxies import TrustedProxies, came_in_the_clear
+from protocol import messages
 from protocol.errors import UsageError
 from tests.harness.hubs import RunningHub, running_hub
 from tests.harness.raw import RawTerminal
@@ -118,6 +120,26 @@ async def test_behind_the_proxy_the_client_has_the_address_the_proxy_gives_it(tm
         headers = {"X-Forwarded-For": "6.6.6.6, 203.0.113.9", "X-Forwarded-Proto": "https"}
         async with asked(hub, headers) as socket:
             assert await address_shown(hub, socket) == "203.0.113.9"
+
+
+async def test_a_copied_key_raises_the_alarm_behind_a_proxy_too(tmp_path: Path) -> None:
+    async with running_hub(tmp_path, trusted_proxies=(PROXY,)) as hub, AsyncExitStack() as stack:
+        await hub.add_account("ada")
+        host, _, port = hub.url.removeprefix("ws://").rpartition(":")
+        device: RawTerminal | None = None
+        for client, run in (("203.0.113.9", b"1"), ("198.51.100.7", b"2"), ("203.0.113.9", b"1")):
+            headers = {"X-Forwarded-For": client, "X-Forwarded-Proto": "https"}
+            if device is None:
+                device = RawTerminal(await stack.enter_async_context(asked(hub, headers)), host, int(port))
+                await device.enrol("ada")
+            copy = RawTerminal(await stack.enter_async_context(asked(hub, headers)), host, int(port))
+            copy.signing_key, copy.terminal = device.signing_key, device.terminal
+            await copy.hello()
+            await copy.say(structs.replace(copy.login_message(), run=run * 16))
+            await copy.hear(messages.Welcome)
+        await copy.say(messages.History(id=1))
+        await copy.hear(messages.HistoryResult)  # by then the alarm is raised
+        assert [one.standing for one in await hub.hub.revocation.listing("ada")] == ["cloned"]
 
 
 async def test_a_header_that_comes_twice_counts_as_one_list(tmp_path: Path) -> None:

@@ -8,7 +8,14 @@ import pytest
 from msgspec import structs
 
 from protocol import keys, messages
-from protocol.errors import NotLoggedInError, ProtocolError, RefusedError, UnavailableError
+from protocol.errors import (
+    ConflictError,
+    LockstepError,
+    NotLoggedInError,
+    ProtocolError,
+    RefusedError,
+    UnavailableError,
+)
 from terminal.client import enrol
 from terminal.pairing import PairingShown
 from terminal.state import Identity, StateFolder
@@ -184,16 +191,19 @@ async def test_replacing_that_was_interrupted_goes_on_with_the_keys_it_had_made(
     assert desk.heard[1].device_key == desk.heard[2].device_key
 
 
-async def test_keys_that_were_revoked_before_they_were_kept_are_not_used_again(folder: StateFolder) -> None:
+@pytest.mark.parametrize(("code", "error"), [("revoked", NotLoggedInError), ("already-logged-in", ConflictError)])
+async def test_keys_the_hub_has_otherwise_before_they_were_kept_are_not_used_again(
+    folder: StateFolder, code: str, error: type[LockstepError]
+) -> None:
     desk = Desk()
 
-    async def revoked(peer: Peer) -> None:
+    async def refuses(peer: Peer) -> None:
         await desk.hear(peer)
-        await peer.say(messages.Error(code="revoked", message="This device was revoked."))
-        await peer.socket.close(1008, "revoked")
+        await peer.say(messages.Error(code=code, message="It is refused."))
+        await peer.socket.close(1008, code)
 
-    async with hub(revoked, desk.welcomes) as url:
-        with pytest.raises(NotLoggedInError, match="--replace"):
+    async with hub(refuses, desk.welcomes) as url:
+        with pytest.raises(error):
             await enrolled(folder, url, join_key="lsk-1")
         await enrolled(folder, url, join_key="lsk-1")
     assert desk.heard[0].device_key != desk.heard[1].device_key

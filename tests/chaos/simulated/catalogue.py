@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from hub.matching import Selector
 from hub.objects import Pack
-from hub.records import InstallerFacts
+from hub.records import RIGHTS, InstallerFacts
 from hub.store import QUERIES
 from hub.versions import version_sort_key
 from protocol import chunks
@@ -74,7 +74,7 @@ def fill(connection: sqlite3.Connection) -> None:
     for terminal in (INITIATOR, *TERMINALS):
         add(
             "add_terminal", terminal_id=terminal, account_id="a-1", name=terminal, device_key=terminal.encode() * 11,
-            sealing_key=b"", device=msgspec.json.encode(DEVICE), address="",
+            sealing_key=b"", device=msgspec.json.encode(DEVICE), address="", rights=" ".join(RIGHTS),
         )  # fmt: skip
     for program in RELEASES:
         add("add_program", program_id=program, title=program)
