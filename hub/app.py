@@ -92,7 +92,7 @@ class Hub:
             standings=self.standings,
         )
         self.revocation = Revocation(store, self.pokes, self.presence, self.accounts, self.deliveries, self.standings)
-        self.postures = Postures(store, self.standings)
+        self.postures = Postures(store, self.standings, settings.scan_ignore)
         self.rescans = Rescans(store, self.scanning, self.deliveries, self.pokes)
         self.uploads = Uploads(
             settings.data_folder / "uploads",

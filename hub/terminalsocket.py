@@ -534,10 +534,11 @@ class TerminalSocket:
 
     async def _save_posture(self, posture: messages.Posture, report: messages.PostureReport) -> None:
         services, me = self._services, self._me
-        if await services.postures.save(me.terminal_id, me.connection, posture, report):
+        if action := await services.postures.save(me.terminal_id, me.connection, posture, report):
             await services.revocation.show(me.terminal_id)
             rules = ", ".join(sorted({repr(finding.rule) for finding in report.findings}))
-            log.warning("%s is %s", self, f"quarantined: {rules}" if rules else "out of quarantine")
+            is_out = action == "posture.release"
+            log.warning("%s is %s", self, "out of quarantine" if is_out else f"quarantined: {rules or 'not named'}")
 
     async def _answer(self, request: Message) -> tuple[Message, ...]:
         try:

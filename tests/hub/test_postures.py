@@ -190,7 +190,7 @@ def test_standing_is_read_after_the_welcome_whatever_was_poked_before() -> None:
 # --- the store ----------------------------------------------------------------------------------------------------
 
 
-async def save(hub: Hub, me: Terminal, *, connection: int | None = None, **fields: Any) -> bool:
+async def save(hub: Hub, me: Terminal, *, connection: int | None = None, **fields: Any) -> str:
     one = report(bytes(32), **fields)
     posture = messages.Posture(report=codec.encode_report(one), signature=bytes(64))
     return await hub.postures.save(me.terminal_id, me.connection if connection is None else connection, posture, one)
@@ -222,6 +222,27 @@ async def test_findings_quarantine_a_terminal_and_a_clean_report_releases_it(tmp
         assert await hub.deliveries.claim(target.terminal_id, target.connection) is not None
         assert [row.standing for row in await hub.accounts.device_rows(account)] == ["", ""]
         assert await actions(hub) == ["posture.quarantine", "posture.release"]
+
+
+async def test_a_report_that_is_not_complete_quarantines_and_lets_nobody_out(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path, posture_targets="require") as hub:
+        target = await add_terminal(hub, await add_account(hub))
+        assert await save(hub, target, findings=(FINDING,), complete=False)
+        assert not await save(hub, target, complete=False)  # it may have ended before it came to the finding
+        assert (await hub.accounts.standing(target.terminal_id)).standing.quarantined
+        assert await save(hub, target) == "posture.release"
+        assert not (await hub.accounts.standing(target.terminal_id)).standing.quarantined
+
+
+async def test_findings_of_rules_that_do_not_count_at_this_hub_quarantine_nobody(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path, posture_targets="require", scan_ignore=("eicar",)) as hub:
+        target = await add_terminal(hub, await add_account(hub))
+        assert not await save(hub, target, findings=(FINDING, FINDING), findings_in_all=2)
+        assert (await hub.accounts.standing(target.terminal_id)).standing == WELL
+        assert await save(hub, target, findings=(FINDING,), findings_in_all=2) == "posture.quarantine"  # one unseen
+        other = messages.FindingRow(program="hello", file="bin/hello", rule="other")
+        assert not await save(hub, target, findings=(FINDING, other), findings_in_all=2)
+        assert await save(hub, target, findings=(FINDING,)) == "posture.release"
 
 
 async def test_under_report_findings_are_kept_and_decide_nothing(tmp_path: Path) -> None:
