@@ -21,6 +21,7 @@ from terminal.session import Enrolling, ShowPairing
 from terminal.state import Identity, Seeds, StateFolder
 
 REDIAL_EVERY_SECONDS: Final = 5.0  # at most, while somebody is on the way to approve this device
+PAIRING_LONGEST_SECONDS: Final = 3_600.0  # however many codes a hub that is started again and again gives
 
 
 async def enrol(
@@ -148,13 +149,13 @@ async def _paired(
 ) -> tuple[messages.Welcome, bytes]:
     """Enrol by a code, over as many connections as it takes while the code holds; all are to the same hub."""
     loop = asyncio.get_running_loop()
-    give_up_at = float("-inf")
+    give_up_at, last_at = float("-inf"), loop.time() + PAIRING_LONGEST_SECONDS
     held_to = opening
 
     def show(shown: ShowPairing) -> None:
         nonlocal give_up_at, held_to
         seconds = min(shown.pairing.seconds, limits.PAIRING_SECONDS)
-        give_up_at = loop.time() + seconds
+        give_up_at = min(loop.time() + seconds, last_at)
         held_to = changed(opening, hub_key=shown.hub_key)
         code, key = shown.pairing.code, opening.signing_key.public
         on_pairing(PairingShown(code, page_url(address.url, code), seconds, keys.fingerprint(key)))

@@ -29,7 +29,7 @@ from msgspec import Struct, structs
 
 from protocol import codec, keys, limits, messages
 from protocol.device import InstallerKind
-from protocol.errors import LockstepError, RefusedError, TransferError, UnavailableError
+from protocol.errors import LockstepError, RefusedError, TransferError, UnavailableError, UsageError
 from protocol.limits import GIB, MIB
 from protocol.messages import FindingRow, InstalledProgram, PostureReport, PostureRequest
 from scanner import Scanned, yara
@@ -257,13 +257,20 @@ def _may_be_archive(content: bytes) -> bool:
 def scan_programs(folder: StateFolder, rules: bytes, places: Places, budget: Budget, gone: threading.Event) -> Looked:
     """Scan `places` with the rule set `rules` (its SHA-256) of the state folder. Blocking.
 
-    Raises RefusedError (`not-scanned`) where that rule set is not there, UsageError for rules that do not compile,
-    UnavailableError when the engine does not work, StoppedError when `gone` is set.
+    Raises RefusedError (`not-scanned`) where that rule set is not there, UsageError for rules that do not compile (they
+    are gone then), UnavailableError when the engine does not work, StoppedError when `gone` is set.
     """
     source = read_rules(folder, rules)
     if source is None:
         raise _no_rules()
-    return Scan(_compiled(source, gone), folder.path, budget, gone).look(places, rules)
+    try:
+        compiled = _compiled(source, gone)
+    except (
+        UsageError
+    ):  # killed before `settle_rules` saw to them, or another engine: sent anew, they are refused in words
+        (folder.rules / rules.hex()).unlink(missing_ok=True)
+        raise
+    return Scan(compiled, folder.path, budget, gone).look(places, rules)
 
 
 def _compiled(source: bytes, gone: threading.Event) -> bytes:

@@ -310,6 +310,18 @@ async def test_a_hub_that_stays_away_ends_the_pairing_when_the_code_is_over(fold
     assert caught.value.code == "pairing-expired"
 
 
+async def test_a_hub_that_shows_one_code_after_the_other_is_not_waited_for_for_ever(
+    folder: StateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("terminal.enrolling.PAIRING_LONGEST_SECONDS", 0.5)
+    monkeypatch.setattr("terminal.enrolling.REDIAL_EVERY_SECONDS", 0.05)
+
+    async with hub(*[Desk().breaks_off] * 100) as url:
+        with pytest.raises(RefusedError, match="Nobody approved"):
+            async with asyncio.timeout(10.0):
+                await enrolled(folder, url, on_pairing=lambda _shown: None)
+
+
 async def test_a_hub_that_cannot_be_reached_is_said_at_once_before_any_code(folder: StateFolder) -> None:
     async with hub() as url:
         pass

@@ -19,7 +19,7 @@ import pytest
 from msgspec import structs
 
 from protocol import codec, keys, limits, messages
-from protocol.errors import RefusedError, TransferError
+from protocol.errors import RefusedError, TransferError, UsageError
 from protocol.messages import FindingRow, InstalledProgram, Posture, PostureReport, PostureRequest
 from scanner import yara
 from terminal import cli
@@ -294,6 +294,15 @@ def test_rules_that_do_not_compile_are_refused_with_the_compilers_words_and_the_
         settle_rules(folder, wrong.digest, threading.Event())
     assert refused.value.code == "bad-rules"
     assert [file.name for file in folder.rules.iterdir()] == [RULES.digest.hex()]
+
+
+def test_rules_that_a_kill_left_uncompiled_go_when_they_do_not_compile_and_are_sent_anew(folder: StateFolder) -> None:
+    wrong = thing_of(b"rule wrong { condition: nonsense }")
+    keep_rules(folder, wrong)  # in its place, and killed before `settle_rules` had looked at it
+    places = Places(folder.installed, (), (), {})
+    with pytest.raises(UsageError, match="nonsense"):
+        posture_module.scan_programs(folder, wrong.digest, places, BUDGET, threading.Event())
+    assert not list(folder.rules.iterdir())
 
 
 def test_rules_there_is_no_room_to_compile_are_refused(folder: StateFolder, monkeypatch: pytest.MonkeyPatch) -> None:
