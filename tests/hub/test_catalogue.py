@@ -572,6 +572,7 @@ async def test_a_catalogue_of_schema_2_keeps_its_installers_with_the_order_of_th
         UPDATE installers SET facts = CAST(json_remove(CAST(facts AS TEXT), '$.sortable_version') AS BLOB);
         DROP TABLE aliases;
         DROP INDEX accounts_by_subject;
+        DROP INDEX terminals_by_key;
         ALTER TABLE accounts DROP COLUMN rights;
         ALTER TABLE accounts DROP COLUMN disabled_at;
         ALTER TABLE accounts DROP COLUMN subject;
