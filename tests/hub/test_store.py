@@ -255,3 +255,23 @@ def test_no_query_reads_every_delivery_there_ever_was(query: str) -> None:
 
 def test_a_query_that_reads_every_delivery_is_noticed() -> None:
     assert whole_table_scans("UPDATE deliveries SET reason = :reason WHERE terminal_id = :terminal_id")
+
+
+def shape(*scripts: Path) -> tuple[dict[str, list[tuple[object, ...]]], set[str]]:
+    """The columns of each table, and the indexes, of a database made by these scripts."""
+    database = sqlite3.connect(":memory:")
+    for script in scripts:
+        database.executescript(script.read_text())
+    names = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    columns = {name: sorted(row[1:] for row in database.execute(f"PRAGMA table_info({name})")) for name in names}
+    indexes = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'index'")}
+    database.close()
+    return columns, indexes
+
+
+def test_a_database_that_was_upgraded_from_the_first_version_on_is_as_a_new_one() -> None:
+    folder = Path(store.__file__).parent
+    upgrades = sorted(folder.glob("upgrade_*.sql"))
+    assert len(upgrades) >= 3
+    assert shape(Path(__file__).parent / "schema_1.sql", *upgrades) == shape(folder / "schema.sql")
+    assert shape(Path(__file__).parent / "schema_1.sql", *upgrades[:-1]) != shape(folder / "schema.sql")
