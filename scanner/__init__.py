@@ -3,11 +3,15 @@
 Both sides use it: the hub on what is published, a terminal on its own programs. It imports `protocol` and nothing else.
 """
 
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from msgspec import Struct
 
 Severity: TypeAlias = Literal["infected", "suspicious"]
+
+FINDINGS: Final = 64  # that are told of one scan
+PLACES: Final = 4  # of one rule: one that does not count to whoever asked must leave room for those that do
+TOO_MANY: Final = "too_many_findings"  # the rule under which it is told that there was no room for some
 
 
 class Finding(Struct, frozen=True):

@@ -18,7 +18,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO, Final, NamedTuple, Protocol, TypeAlias
+from typing import BinaryIO, Final, NamedTuple, Protocol, Self, TypeAlias
 
 import zstandard
 
@@ -94,9 +94,10 @@ def _parts(file: BinaryIO) -> Iterator[Part]:
         yield from _rpm(file)
     elif start.startswith(_ZIP):
         yield from _zip(zipfile.ZipFile(file), file)
+        return
     elif _unpacker(start) is not None or _is_tar(start):
         yield from _packed("", file)
-    elif zipfile.is_zipfile(file):  # behind a program that unpacks itself
+    if zipfile.is_zipfile(file):  # a zip is read from its end: it may be behind a program, or behind any other archive
         yield from _appended_zip(file)
 
 
@@ -198,7 +199,7 @@ class _Zstd(_Unpacker):
     @staticmethod
     def open(file: BinaryIO) -> BinaryIO:
         decompressor = zstandard.ZstdDecompressor(max_window_size=DECOMPRESSOR_MEMORY_BYTES)
-        return io.BufferedReader(decompressor.stream_reader(file, read_across_frames=True))
+        return io.BufferedReader(decompressor.stream_reader(file, read_across_frames=True, closefd=False))
 
 
 _UNPACKERS: Final = (_Gzip, _Xz, _Lzma, _Bzip2, _Zstd)
@@ -209,7 +210,7 @@ def _packed(where: str, file: BinaryIO, *, must_be_tar: bool = False) -> Iterato
     start = file.read(_TAR_BLOCK_BYTES)
     file.seek(0)
     unpacker = _unpacker(start)
-    stream = io.BufferedReader(file) if unpacker is None else unpacker.open(file)  # type: ignore[type-var]
+    stream = file if unpacker is None else unpacker.open(file)
     if _is_tar(stream.peek(_TAR_BLOCK_BYTES)[:_TAR_BLOCK_BYTES]):  # type: ignore[attr-defined]
         yield from _tar(where, stream)
         return
@@ -229,11 +230,23 @@ def _is_tar(start: bytes) -> bool:
     return True
 
 
+class _Member(tarfile.TarInfo):
+    """A member whose header is right. `tarfile` takes a wrong one for the end of the archive; who installs may not."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(archive)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(str(error)) from None
+
+
 def _tar(where: str, stream: BinaryIO) -> Iterator[Part]:
     try:
-        with tarfile.open(fileobj=stream, mode="r|") as archive:
+        with tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member) as archive:
             for member in archive:
-                content = archive.extractfile(member) if member.isreg() else None
+                is_file = member.isreg() or member.type not in tarfile.SUPPORTED_TYPES  # of an unknown type, says POSIX
+                content = archive.extractfile(member) if is_file else None
                 if content is not None:
                     yield _joined(where, member.name), content
                 archive.members = []  # type: ignore[attr-defined] # it would keep them all

@@ -10,6 +10,7 @@ Everything is scanned in windows of WINDOW_BYTES that overlap: YARA-X takes only
 import io
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from typing import BinaryIO, Final, NoReturn
 
@@ -17,7 +18,7 @@ import msgspec
 import yara_x
 
 from protocol.limits import MIB
-from scanner import Compiled, Finding, Scanned, Severity
+from scanner import FINDINGS, PLACES, TOO_MANY, Compiled, Finding, Scanned, Severity
 from scanner.rights import give_up_rights
 from scanner.unpacking import BYTES, FILES, UNREADABLE, Stream, Unseen, files_inside, reason
 
@@ -25,7 +26,6 @@ SCAN_MEMORY_BYTES: Final = 512 * MIB  # of address space, of which YARA-X takes 
 COMPILE_MEMORY_BYTES: Final = 1024 * MIB
 WINDOW_BYTES: Final = 64 * MIB
 OVERLAP_BYTES: Final = MIB
-FINDINGS: Final = 64
 UNSEEN: Final = 64
 PATH_CHARACTERS: Final = 200
 
@@ -91,6 +91,7 @@ class _Scan:
     def __init__(self, scanner: yara_x.Scanner) -> None:
         self._scanner = scanner
         self._findings: dict[tuple[str, str], Finding] = {}
+        self._places: Counter[str] = Counter()
         self._unseen: list[str] = []
         self.files = 0
         self.bytes = 0
@@ -115,9 +116,14 @@ class _Scan:
 
     def _match(self, where: str, window: bytes) -> None:
         for rule in self._scanner.scan(window).matching_rules:
-            if len(self._findings) < FINDINGS:
-                key = (rule.identifier[:PATH_CHARACTERS], where)
-                self._findings.setdefault(key, Finding(key[0], _shown(where), _severity(rule)))
+            name = rule.identifier[:PATH_CHARACTERS]
+            if (name, where) in self._findings or self._places[name] == PLACES:
+                continue
+            if len(self._findings) >= FINDINGS:
+                self._findings[TOO_MANY, ""] = Finding(TOO_MANY, "", "suspicious")
+                return
+            self._places[name] += 1
+            self._findings[name, where] = Finding(name, _shown(where), _severity(rule))
 
 
 def _windows(stream: Stream) -> Iterator[tuple[bytes, int]]:

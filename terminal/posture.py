@@ -19,6 +19,7 @@ import tarfile
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -32,7 +33,7 @@ from protocol.device import InstallerKind
 from protocol.errors import LockstepError, RefusedError, TransferError, UnavailableError, UsageError
 from protocol.limits import GIB, MIB
 from protocol.messages import FindingRow, InstalledProgram, PostureReport, PostureRequest
-from scanner import Scanned, yara
+from scanner import FINDINGS, PLACES, Scanned, yara
 from terminal.installers import Runner
 from terminal.programfiles import Places, Unlisted, files_of, open_regular
 from terminal.state import SavedPosture, StateFolder, despite_full_disk
@@ -43,7 +44,6 @@ NICENESS: Final = 15
 SMALL_FILE_BYTES: Final = 256 * 1024
 BATCH_BYTES: Final = 16 * MIB
 BATCH_FILES: Final = 512
-CAPPED: Final = 64  # findings in one answer; there may be more then
 NO_NONCE: Final = bytes(limits.NONCE_BYTES)
 # What may be an archive is scanned by itself, so that the engine looks into it: zip, deb, rpm, gzip, xz, lzma, zstd,
 # bzip2; and a zip behind a program, by the mark at its end.
@@ -199,7 +199,10 @@ class Scan:
             scanned = self._ask_of_all(contents)
         except OSError:
             scanned = None
-        if scanned is None or scanned.skipped or scanned.files <= len(contents) or len(scanned.findings) >= CAPPED:
+        if scanned is None or scanned.skipped or scanned.files <= len(contents):
+            return range(len(contents))
+        of_each_rule = Counter(one.rule for one in scanned.findings)
+        if len(scanned.findings) >= FINDINGS or max(of_each_rule.values(), default=0) >= PLACES:  # there may be more
             return range(len(contents))
         found = {one.where.removeprefix(f"{_BATCH_NAME}: ") for one in scanned.findings} - {_BATCH_NAME}
         return {number for number in range(len(contents)) if str(number) in found}

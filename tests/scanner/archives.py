@@ -23,6 +23,15 @@ def zipped(name: str, content: bytes, *, method: int = zipfile.ZIP_DEFLATED) -> 
     return buffer.getvalue()
 
 
+def zipped_all(contents: list[bytes]) -> bytes:
+    """Return a zip of files called by their numbers."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for number, content in enumerate(contents):
+            archive.writestr(str(number), content)
+    return buffer.getvalue()
+
+
 def tarred(name: str, content: bytes) -> bytes:
     """Return a tar of one file."""
     buffer = io.BytesIO()
@@ -43,12 +52,12 @@ PACKERS: Final[dict[str, Callable[[bytes], bytes]]] = {
 }
 
 
-def deb(suffix: str, name: str, content: bytes) -> bytes:
-    """Return a Debian package whose data archive is packed so and holds one file."""
+def deb(suffix: str, name: str, content: bytes, *, data: bytes = b"") -> bytes:
+    """Return a Debian package whose data archive is packed so and holds one file, or is `data`."""
     members = (
         ("debian-binary", b"2.0\n"),
         ("control.tar", tarred("./control", b"Package: x\nVersion: 1\nArchitecture: all\n")),
-        (f"data.tar{suffix}", PACKERS[suffix](tarred(name, content))),
+        (f"data.tar{suffix}", PACKERS[suffix](data or tarred(name, content))),
     )
     return b"!<arch>\n" + b"".join(_ar_member(*member) for member in members)
 

@@ -17,7 +17,7 @@ import pytest
 
 from protocol.errors import UnavailableError, UsageError
 from protocol.limits import MIB, RULES_BYTES
-from scanner import Finding, Scanned, yara
+from scanner import FINDINGS, PLACES, TOO_MANY, Finding, Scanned, yara
 from scanner.child import ChildFailure, ask_child
 from scanner.rules import STARTER_SET, RuleSet, read_rules
 from scanner.worker import OVERLAP_BYTES, WINDOW_BYTES
@@ -155,6 +155,47 @@ def test_an_apk_in_a_set_of_apks_is_looked_into(method: int) -> None:
 def test_a_zip_behind_a_program_is_looked_into() -> None:
     archive = b"MZ" + bytes(500) + archives.zipped("a", EICAR)
     assert found(archive, "setup.exe") == [("EICAR_test_file", "setup.exe: a")]
+
+
+@pytest.mark.parametrize("suffix", ["", ".xz", ".bz2"])
+def test_a_zip_behind_another_archive_is_looked_into(suffix: str) -> None:
+    whole = archives.PACKERS[suffix](archives.tarred("a", b"x")) + archives.zipped("b", b"y" * 1000 + EICAR)
+    assert ("EICAR_test_file", "file: b") in found(whole)
+
+
+def test_a_member_of_a_data_archive_with_a_header_that_readers_differ_about_is_never_passed_over() -> None:
+    content = bytearray(archives.tarred("a", b"x") + archives.tarred("b", EICAR))
+    second = len(archives.tarred("a", b"x"))
+    del content[1024:second]  # the end of the first archive
+    content[1024 + 108 : 1024 + 116] = b"0 x     "  # an owner that is a number to dpkg, which stops at the space
+    content[1024 + 148 : 1024 + 156] = b" " * 8
+    content[1024 + 148 : 1024 + 155] = b"%06o\0" % sum(content[1024 : 1024 + 512])
+    whole = archives.deb(".gz", "a", b"x", data=bytes(content))
+    assert any("data.tar.gz: the rest of it is damaged" in one for one in scan(whole).skipped)
+
+
+def test_a_member_of_a_tar_of_an_unknown_type_is_a_file() -> None:
+    content = bytearray(archives.tarred("a", EICAR))
+    content[156:157] = b"Z"
+    content[148:156] = b" " * 8
+    content[148:155] = b"%06o\0" % sum(content[:512])
+    assert found(archives.PACKERS[".gz"](bytes(content))) == [("EICAR_test_file", "file: a")]
+
+
+def test_a_rule_found_everywhere_leaves_room_for_what_else_is_found() -> None:
+    names = [one.rule for one in scan(archives.zipped_all([*[GTUBE] * 100, EICAR])).findings]
+    assert names.count("GTUBE_test_text") == PLACES
+    assert "EICAR_test_file" in names
+
+
+def test_what_there_is_no_room_for_is_told_under_a_name_of_its_own() -> None:
+    many = "".join(f"rule Rule{number} {{ condition: true }}\n" for number in range(FINDINGS + 1))
+    findings = scan(b"x", rules=compiled(many)).findings
+    assert len(findings) == FINDINGS + 1
+    assert findings[-1] == Finding(TOO_MANY, "file", "suspicious")
+    assert not any(
+        one.rule == TOO_MANY for one in scan(b"x", rules=compiled(many.partition("rule Rule1 ")[0])).findings
+    )
 
 
 def test_an_archive_inside_an_archive_is_a_file_like_any_other() -> None:
@@ -304,7 +345,7 @@ def lzma_bomb() -> bytes:
 
 
 def test_a_file_that_unpacks_without_end_ends_as_not_scanned_in_time() -> None:
-    bomb = archives.zipped("a", bytes(64 * MIB))
+    bomb = archives.zipped_all([bytes(64 * MIB)] * 4)
     with pytest.raises(UnavailableError, match=r"not done within 0\.5 s"):
         scan(bomb, rules=compiled("rule slow { strings: $a = /(a|\\x00){1,200}x/ condition: $a }"), seconds=0.5)
 
