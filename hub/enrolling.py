@@ -12,7 +12,7 @@ from hub.pairings import Decided, Pairing, Pairings, unknown_pairing
 from hub.records import Terminal, new_id
 from hub.standing import Standings
 from hub.store import Store, Transaction
-from protocol.errors import ConflictError, RefusedError
+from protocol.errors import ConflictError, RefusedError, UnknownNameError
 from protocol.messages import Approve, Enrol, PairingRequest, PairingResult
 
 if TYPE_CHECKING:
@@ -77,10 +77,16 @@ class Enrolling:
     async def approve(self, me: Terminal, request: Approve) -> None:
         """Make the device that shows the code a terminal of `me`'s account, or turn it away; then tell it.
 
-        Raises what `look` raises, and what is wrong with the device or the account.
+        One that is let in already is so, when the answer to that was lost. Raises what `look` raises, and what is wrong
+        with the device or the account.
         """
-        await self._store.transaction(lambda transaction: self._check_approves(transaction, me))
-        pairing = self.pairings.find(request.code, _askers(me), self._now())
+        is_in = await self._store.transaction(lambda transaction: self._has_let_in(transaction, me, request))
+        try:
+            pairing = self.pairings.find(request.code, _askers(me), self._now())
+        except UnknownNameError:
+            if is_in:
+                return
+            raise
         if pairing.request.device_key != request.device_key:  # another device shows it than the one that was looked at
             raise unknown_pairing()
         self.pairings.take(pairing)
@@ -119,6 +125,11 @@ class Enrolling:
         )
         await record(transaction, me.terminal_id, "device.approve", terminal.terminal_id, address=pairing.address)
         return terminal
+
+    async def _has_let_in(self, transaction: Transaction, me: Terminal, request: Approve) -> bool:
+        await self._check_approves(transaction, me)
+        row = await transaction.row("terminal_by_key", account_id=me.account_id, device_key=request.device_key)
+        return request.accept and row is not None and row["revoked_at"] is None
 
     async def _check_approves(self, transaction: Transaction, me: Terminal) -> None:
         await self._standings.check_right(transaction, me.terminal_id, "approve")

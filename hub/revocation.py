@@ -72,7 +72,7 @@ class Revocation:
     # --- one device -----------------------------------------------------------------------------------------------
 
     async def revoke_by(self, me: Terminal, terminal: str) -> None:
-        """Revoke a terminal of the account of `me`.
+        """Revoke a terminal of the account of `me`; asked again, when an answer was lost, it is done already.
 
         Raises RefusedError where `me` may not, UnknownNameError where its account has no such terminal.
         """
@@ -82,7 +82,8 @@ class Revocation:
             row = await transaction.row("terminal_to_revoke", terminal_id=terminal, account_id=me.account_id)
             if row is None:
                 raise UnknownNameError(f"This account has no terminal {terminal!r}.", code="unknown-terminal")
-            await self._revoke(transaction, row, me.terminal_id)
+            if row["revoked_at"] is None:
+                await self._revoke(transaction, row, me.terminal_id)
 
         await self._store.transaction(body)
         self._is_gone(me.account_id, terminal)

@@ -114,7 +114,11 @@ async def test_a_device_that_shows_a_code_becomes_a_terminal_when_somebody_appro
             assert isinstance(await ask(laptop, approve), messages.Done)
             welcome = await tv.hear(messages.Welcome)
             assert (welcome.account, welcome.name) == ("ada", "TV")
-            assert await code_of(laptop, structs.replace(approve, id=3)) == "unknown-pairing", "a code is good once"
+            look_again = messages.PairingRequest(id=3, code=code)
+            assert await code_of(laptop, look_again) == "unknown-pairing", "a code is good once"
+            assert await code_of(laptop, structs.replace(approve, id=4)) == "Done", "said again after a break"
+            deny = structs.replace(approve, id=5, accept=False)
+            assert await code_of(laptop, deny) == "unknown-pairing"
         async with raw_terminal(hub, like=tv) as again:
             again.terminal = welcome.terminal
             assert (await again.login()).terminal == welcome.terminal

@@ -138,6 +138,9 @@ async def test_a_terminal_revokes_another_and_without_the_right_it_does_not(tmp_
         await asks.say(messages.Revoke(id=10, terminal=target.terminal))
         assert (await asks.hear(messages.Done)).re == 10
         assert await ended_with(target) == (4003, ["revoked"])
+        await asks.say(messages.Revoke(id=11, terminal=target.terminal))  # the answer to the first was lost
+        assert (await asks.hear(messages.Done)).re == 11
+        assert len([row for row in await command(hub, "audit") if row["action"] == "device.revoke"]) == 1
 
 
 async def test_one_that_takes_nothing_more_from_its_socket_is_cut_as_soon(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ WHERE a.name = :account AND (t.terminal_id = :device OR t.name = :device) AND t.
 ORDER BY t.terminal_id = :device DESC LIMIT 1;
 
 -- name: terminal_to_revoke
-SELECT * FROM terminals WHERE terminal_id = :terminal_id AND account_id = :account_id AND revoked_at IS NULL;
+SELECT * FROM terminals WHERE terminal_id = :terminal_id AND account_id = :account_id;
 
 -- name: revoke_terminal
 UPDATE terminals SET revoked_at = :now, name = :name, connection = connection + 1 WHERE terminal_id = :terminal_id;
