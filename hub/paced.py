@@ -57,6 +57,9 @@ class PacedConnection(ServerConnection):
         """The transport is closed."""
         self._waiting.clear()
         super().connection_lost(exc)
+        self.recv_messages.resume = lambda: (
+            None
+        )  # or it would lead back here, and stay until somebody looks for circles
 
     def _go_on(self) -> None:
         """The library's queue has room again."""

@@ -6,7 +6,6 @@ has come and says who asks. It gives the room back when it has logged in, or end
 """
 
 import asyncio
-import gc
 import logging
 import os
 import random
@@ -31,9 +30,6 @@ log: Final = logging.getLogger("lockstep.hub")
 
 CLOSE_SECONDS: Final = 2.0
 _BACKLOG: Final = 4_096
-# What a connection leaves behind are cycles, which Python looks for seldom here (`hub.cli`): a flood would pile up a
-# gigabyte of them. Those that lived through a look already are found by a whole one alone, which costs a stall.
-_COLLECTED_EVERY: Final = 1_024
 _LINES_PER_SECOND: Final = 50  # a flood must not fill the log's disk
 _WELCOME: Final = (
     "This is a Lockstep hub. It speaks with terminals:\n\n    lockstep-terminal login ADDRESS --account NAME\n\n"
@@ -64,7 +60,6 @@ class Reception:
         self._connections: dict[int, TerminalConnection] = {}
         self._turned_away: set[int] = set()
         self._next_number = 0
-        self._left = 0
         self._told_since = 0.0
         self._told = 0
 
@@ -101,9 +96,6 @@ class Reception:
         self._doorway.leave(connection.number)
         self._turned_away.discard(connection.number)
         self._connections.pop(connection.number, None)
-        self._left += 1
-        if self._left % _COLLECTED_EVERY == 0:
-            gc.collect()
 
     def tell(self, line: str, now: float) -> None:
         """Log a line of a connection that did not log in; of many in one second only so many, and how many more."""
@@ -227,6 +219,11 @@ class TerminalConnection(PacedConnection):
             self._reception.tell(f"{self.client_address} opened no WebSocket{answer}", self.loop.time())
         if self._is_made:
             super().connection_lost(exc)
+        # What the library keeps leads back to the connection. Python looks for such circles seldom here (`hub.cli`):
+        # a look holds all terminals up, and a flood would pile up a gigabyte of them. So none is left.
+        self.protocol.parser.close()
+        self.protocol.handshake_exc = self.protocol.parser_exc = None
+        vars(self._raw).pop("_read_ready_cb", None)  # asyncio's own (CPython, `selector_events.py`)
 
     def leave_doorway(self) -> None:
         """Count no more as one that has not logged in."""
@@ -268,6 +265,9 @@ class TerminalConnection(PacedConnection):
             )  # fmt: skip
         except OSError as error:  # ssl.SSLError and TimeoutError among them
             self._why = self._why or f" (TLS: {getattr(error, 'reason', None) or error})"
+            error.__traceback__ = (
+                None  # a circle: it leads through `start_tls`, which holds what it waited for, and that it
+            )
         if encrypted is not None and not self._is_lost:
             self.took_a_step()
             self._open(encrypted)

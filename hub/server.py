@@ -120,14 +120,16 @@ class HubServer:
 
     async def _tick(self) -> None:
         """Tell each account's terminals what changed in its device list, at most four times a second."""
-        services = self._services
         while True:
             await asyncio.sleep(limits.DEVICE_CHANGES_EVERY_SECONDS)
-            services.presence.tick(asyncio.get_running_loop().time())
-            changed = services.devices.changed_accounts()
-            for socket in services.sockets.values():
-                if socket.terminal is not None and socket.terminal.account_id in changed:
-                    socket.devices_changed()
+            self._services.presence.tick(asyncio.get_running_loop().time())
+            self._tell_of_devices()
+
+    def _tell_of_devices(self) -> None:
+        changed = self._services.devices.changed_accounts()
+        for socket in self._services.sockets.values():
+            if socket.terminal is not None and socket.terminal.account_id in changed:
+                socket.devices_changed()
 
 
 def _names_of(settings: Settings, port: int) -> frozenset[str]:
