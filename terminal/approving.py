@@ -32,7 +32,8 @@ def approve(place: Place, code: str, yes: bool, no: bool) -> int:
     if yes and no:
         raise UsageError("--yes and --no together say nothing.", hint="Give one of them.")
     account, asks = asyncio.run(_look(place, parse_code(code)))
-    place.tell(_asking_words(asks))
+    if not place.as_json or not (yes or no):  # nobody is asked about what they have not seen
+        click.echo(_asking_words(asks), err=place.as_json)
     accept = yes or (not no and _agreed(f"Make it a device of account {account}?"))
     asyncio.run(_answer(place, asks, accept))
     did = f"now a device of account {account}" if accept else "turned away"

@@ -291,10 +291,12 @@ def test_what_is_no_code_is_refused_here(hub: Desk, logged_in: Command, given: s
     assert (ended.code, hub.asked) == (2, [])
 
 
-@pytest.mark.parametrize(("answer", "accept"), [("y", True), ("n", False)])
-def test_a_person_at_a_screen_is_asked(hub: Desk, logged_in: Command, state: Path, answer: str, accept: bool) -> None:
+@pytest.mark.parametrize(("answer", "accept", "options"), [("y", True, ()), ("n", False, ()), ("y", True, ("--json",))])
+def test_a_person_at_a_screen_is_shown_what_asks_and_asked(
+    hub: Desk, logged_in: Command, state: Path, answer: str, accept: bool, options: tuple[str, ...]
+) -> None:
     ours, theirs = os.openpty()
-    arguments = [sys.executable, "-m", "terminal", "approve", CODE, "--state", str(state)]
+    arguments = [sys.executable, "-m", "terminal", "approve", CODE, "--state", str(state), *options]
     with subprocess.Popen(
         arguments, cwd=REPOSITORY, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     ) as process:
@@ -304,7 +306,7 @@ def test_a_person_at_a_screen_is_asked(hub: Desk, logged_in: Command, state: Pat
     os.close(theirs)
     assert process.returncode == 0, err
     assert b"Make it a device of account home?" in err
-    assert fingerprint(ASKING_KEY).encode() in out
+    assert fingerprint(ASKING_KEY).encode() in (err if options else out)
     assert [approved.accept for approved in hub.requests(messages.Approve)] == [accept]
 
 
