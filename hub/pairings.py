@@ -41,6 +41,7 @@ class Pairings:
 
     def __init__(self) -> None:
         self._waiting: dict[str, Pairing] = {}
+        self._deciding: dict[str, Pairing] = {}  # taken out
         self._tries: dict[str, list[float]] = {}
 
     def begin(self, request: Enrol, address: str, host: str, decided: Decided, now: float) -> Pairing:
@@ -60,8 +61,9 @@ class Pairings:
 
     def leave(self, pairing: Pairing) -> None:
         """Its socket is gone. The code is good still, for the device may come again; it makes way for others."""
-        if self._waiting.get(pairing.code) is pairing:
-            self._waiting[pairing.code] = structs.replace(pairing, decided=None)
+        for held in (self._waiting, self._deciding):
+            if held.get(pairing.code) is pairing:
+                held[pairing.code] = structs.replace(pairing, decided=None)
 
     def find(self, code: str, askers: tuple[str, ...], now: float) -> Pairing:
         """Return the device that shows `code`; a wrong code counts as a try of each of `askers`.
@@ -83,16 +85,20 @@ class Pairings:
 
     def take(self, pairing: Pairing) -> None:
         """Take a device out to decide on it, so that nobody else does. Raises UnknownNameError when somebody has."""
-        if self._waiting.pop(pairing.code, None) is None:
+        taken = self._waiting.pop(pairing.code, None)
+        if taken is None:
             raise unknown_pairing()
+        self._deciding[pairing.code] = taken
 
     def put_back(self, pairing: Pairing) -> None:
         """Nothing was decided."""
-        if self._of_key(pairing.request.device_key) is None:
-            self._waiting[pairing.code] = pairing
+        taken = self._deciding.pop(pairing.code)
+        if self._of_key(taken.request.device_key) is None:
+            self._waiting[taken.code] = taken
 
     def end(self, pairing: Pairing, outcome: Terminal | str) -> None:
         """Tell the device that was taken out what was decided; also where it has asked again meanwhile."""
+        self._deciding.pop(pairing.code, None)
         again = self._of_key(pairing.request.device_key)
         if again is not None:
             del self._waiting[again.code]

@@ -109,6 +109,17 @@ def test_what_could_not_be_decided_is_put_back_unless_the_device_has_asked_again
     assert refused(lambda: pairings.find(first.code, ASKERS, 0.0)).code == "unknown-pairing"
 
 
+def test_a_device_that_goes_while_it_is_decided_on_makes_way_when_it_is_put_back() -> None:
+    pairings = Pairings()
+    gone = begin(pairings)
+    pairings.take(gone)
+    pairings.leave(gone)
+    pairings.put_back(gone)
+    assert pairings.find(gone.code, ASKERS, 0.0).code == gone.code
+    for _ in range(WAITING_PER_ADDRESS):
+        begin(pairings)
+
+
 def test_one_address_has_four_devices_waiting_and_a_hub_sixty_four() -> None:
     pairings = Pairings()
     for _ in range(WAITING_PER_ADDRESS):
