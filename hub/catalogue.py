@@ -108,14 +108,11 @@ class Catalogue:
         try:
             said = await self._scan_new(digest, name)
             async with self._placing:
-                try:
-                    await self._refuse_withheld(digest, entry, said, actor)
-                    return await self._store.transaction(add)
-                except (RefusedError, UsageError):
-                    await self._drop(digest)
-                    raise
+                await self._refuse_withheld(digest, entry, said, actor)
+                return await self._store.transaction(add)
         finally:
             self._scanned -= Counter((digest,))  # which also forgets what is at 0
+            await asyncio.shield(self._drop_unnamed(digest))  # whatever came of it, also when whoever asked has gone
 
     async def _scan_new(self, digest: bytes, name: str) -> list[EngineVerdict]:
         """Have a stored object scanned, unless it is in the catalogue: then its verdict stands there."""
@@ -128,10 +125,11 @@ class Catalogue:
 
         return await self._store.transaction(body)
 
-    async def _drop(self, digest: bytes) -> None:
-        """Remove an object that nothing names, unless somebody else is publishing the same bytes now."""
-        if self._scanned[digest] == 1 and not await self._has_row("object", digest):
-            await asyncio.to_thread(self._objects.remove, digest)
+    async def _drop_unnamed(self, digest: bytes) -> None:
+        """Remove an object if nothing names it, unless somebody else is publishing the same bytes now."""
+        async with self._placing:
+            if not self._scanned[digest] and not await self._has_row("object", digest):
+                await asyncio.to_thread(self._objects.remove, digest)
 
     async def _refuse_withheld(self, digest: bytes, entry: Entry, said: list[EngineVerdict], actor: str) -> None:
         """Raise RefusedError for an object in which something was found, and write that down."""

@@ -30,6 +30,8 @@ POSTPONED_LEAST_SECONDS: Final = 1.0
 _ENDS_ALONE: Final = frozenset({life.State.CANCELLED, life.State.EXPIRED, life.State.DENIED})
 
 
+_HELD: Final = "not-scanned"  # the reason of what waits for its installer to be clean
+
 # Reasons why a terminal is sent nothing, whatever it is owed.
 _MAY_NOT_RECEIVE: Final = frozenset({"posture-failed", "not-allowed"})
 
@@ -263,6 +265,24 @@ class Deliveries:
     async def deny_object(self, transaction: Transaction, digest: bytes, reason: str, detail: str) -> int:
         """End every delivery of an object that has not begun to install; return how many that were."""
         return await self._deny(transaction, "open_of_object", reason, detail, digest=digest)
+
+    async def hold_object(self, transaction: Transaction, digest: bytes, detail: str) -> None:
+        """Say of what is queued of an object that nobody gets it until it is clean."""
+        for row in await self._queued_of(transaction, digest):
+            if row["reason"] != _HELD and not row["retry_at"]:
+                await self.move(transaction, row, Move(life.State.QUEUED, _HELD, detail))
+
+    async def free_object(self, transaction: Transaction, digest: bytes) -> None:
+        """Let what is owed of an object go: it is clean."""
+        for row in await self._queued_of(transaction, digest):
+            if row["reason"] == _HELD:
+                await self.move(transaction, row, self._queued_anew(row))
+            self._pokes.poke("owed", row["terminal_id"])
+
+    async def _queued_of(self, transaction: Transaction, digest: bytes) -> list[Row]:
+        """Return what is queued of an object, without those that follow another: they are moved with it."""
+        rows = await transaction.rows("open_of_object", digest=digest)
+        return [row for row in rows if row["state"] == life.State.QUEUED and row["follows"] is None]
 
     async def _deny(self, transaction: Transaction, query: str, reason: str, detail: str, **which: object) -> int:
         rows = await transaction.rows(query, **which)

@@ -199,23 +199,25 @@ class Objects:
     def whole_copy(self, digest: bytes) -> Iterator[BinaryIO]:
         """Give an object's bytes as a private file without a name, every chunk checked. Blocking.
 
-        Raises BadDataError when it is missing or damaged, UnavailableError when the disk has no room for the copy.
+        It can only be read, and leaves on the disk what rows need. Raises BadDataError when it is missing or damaged,
+        UnavailableError when the disk has no room for the copy.
         """
         pack = self._open_files(digest)
+        free = shutil.disk_usage(self._folder).free
+        if free - pack.manifest.size < min(self._reserve_bytes, ROWS_RESERVE_BYTES):
+            raise UnavailableError(f"The hub's disk has no room for a copy ({free} bytes are free).")
         try:
-            file = cast(BinaryIO, tempfile.TemporaryFile(dir=self._folder, prefix=_TEMPORARY_PREFIX))  # noqa: SIM115
+            with self._incoming() as incoming:
+                for run in _runs(pack.manifest):
+                    for index, stored in pack.split(run, pack.read_stored(run)):
+                        incoming.write(restore(stored, pack.manifest[index]))
+                incoming.flush()
+                file = open(incoming.name, "rb")  # noqa: SIM115, PTH123
+        except TransferError as error:
+            raise pack.damaged("is damaged", error) from None
         except OSError as error:
             raise UnavailableError(f"The hub's disk has no room for a copy ({error.strerror}).") from None
         with file:
-            try:
-                for run in _runs(pack.manifest):
-                    for index, stored in pack.split(run, pack.read_stored(run)):
-                        file.write(restore(stored, pack.manifest[index]))
-                file.seek(0)
-            except TransferError as error:
-                raise pack.damaged("is damaged", error) from None
-            except OSError as error:
-                raise UnavailableError(f"The hub's disk has no room for a copy ({error.strerror}).") from None
             yield file
 
     def remove(self, digest: bytes) -> None:

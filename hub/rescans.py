@@ -1,8 +1,9 @@
 """Scanning again in the background: what no engine has scanned yet, and everything when an engine's rules change.
 
 At the start, once a minute, and when woken (SIGHUP, `lockstep-hub verdicts rescan`) each engine is asked which rules it
-has; what has no verdict of those is scanned, one installer after the other, with as long a rest after each as it took.
-An engine that is down is asked again a minute later; a file at which one failed or took too long, an hour later. What
+has; what has no verdict of those is scanned, one installer after the other, with as long a rest after each as it took,
+what nobody gets until then first. An engine that is down is asked again a minute later, and what it said before stands;
+so is one object that cannot be read. A file at which an engine failed or took too long comes again an hour later. What
 turns infected is withdrawn in the transaction that writes the verdict: its deliveries end, their sockets are poked.
 """
 
@@ -77,8 +78,12 @@ class Rescans:
         return count
 
     async def look(self, *, resting: bool = True) -> int:
-        """Scan what has no verdict of each engine's present rules; return how many scans that were."""
-        return sum([await self._look_with(engine, resting) for engine in self._scanning.engines])
+        """Scan what has no verdict of each engine's present rules; return how many scans that were.
+
+        Ends early when rules are to be read anew.
+        """
+        order = [(engine, held) for held in (True, False) for engine in self._scanning.engines]
+        return sum([await self._look_with(engine, held=held, resting=resting) for engine, held in order])
 
     async def engines(self) -> list[dict[str, str]]:
         """Return each engine with its rules, or with why it is down; JSON values."""
@@ -134,23 +139,31 @@ class Rescans:
 
         counts = {row["verdict"]: row["installers"] for row in await self._store.transaction(body)}
         if counts.get("not-scanned"):
-            log.warning("%d installers are not scanned: nobody gets them until they are clean", counts["not-scanned"])
+            log.warning(
+                "%d installers are not scanned: nobody gets them until they are clean. They are scanned now",
+                counts["not-scanned"],
+            )
 
-    async def _look_with(self, engine: Engine, resting: bool) -> int:
+    async def _look_with(self, engine: Engine, *, held: bool, resting: bool) -> int:
+        """Scan what is `held` because it is not scanned, or else what is not."""
         if (rules := await self._rules_of(engine)) is None:
             return 0
         done, after, before = 0, b"", time.time() - FAILED_AGAIN_SECONDS
-        while rows := await self._page("to_scan", after=after, engine=engine.name, rules=rules, before=before):
+        to_scan = {"engine": engine.name, "rules": rules, "before": before, "held": held}
+        while rows := await self._page("to_scan", after=after, **to_scan):
             for row in rows:
+                if self._is_to_reload:
+                    return done
                 started = time.monotonic()
                 said = await self._scanning.scan(row["digest"], row["file_name"], (engine,))
+                if not all(one.rules for one in said) and await self._rules_of(engine) is None:
+                    return done  # it went down meanwhile; otherwise it is the object that cannot be read
                 await self._keep(row["digest"], said)
                 done += 1
                 if resting:
                     await asyncio.sleep(min(time.monotonic() - started, _REST_LARGEST_SECONDS))
-                if any(not one.rules for one in said):  # it went down meanwhile
-                    return done
             after = rows[-1]["digest"]
+            log.info("%s has scanned %d installers again", engine.name, done)
         return done
 
     async def _rules_of(self, engine: Engine) -> str | None:
@@ -193,6 +206,8 @@ class Rescans:
         if installer is None:
             return None
         change = await settle(transaction, installer, self._scanning.names)
+        if change.after == "not-scanned":
+            await self._deliveries.hold_object(transaction, digest, change.finding)
         if change.before == change.after:
             return change
         detail = {"before": change.before, "after": change.after, "finding": change.finding}
@@ -201,6 +216,5 @@ class Rescans:
         if change.is_withdrawn:
             await self._deliveries.deny_object(transaction, digest, "infected", change.finding)
         if change.after == "clean":
-            for row in await transaction.rows("open_of_object", digest=digest):
-                self._pokes.poke("owed", row["terminal_id"])
+            await self._deliveries.free_object(transaction, digest)
         return change

@@ -16,6 +16,7 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import socket
 import threading
 import time
@@ -50,6 +51,7 @@ _REPLY_BYTES: Final = 4 * KIB
 _OUTPUT_BYTES: Final = 64 * KIB
 _COMMAND_FILE: Final = "{file}"
 _OVER_CLAMDS_LIMITS: Final = "Heuristics.Limits.Exceeded"
+_IGN2: Final = "(a line in an .ign2 file of clamd's own has it go on)"
 _NOT_SURE: Final = ("PUA.", "Heuristics.")  # what ClamAV names what may be meant well
 
 T = TypeVar("T")
@@ -196,7 +198,9 @@ class ClamdEngine:
         if found[1].startswith(_OVER_CLAMDS_LIMITS):
             return self._not_scanned(version, f"the file is beyond its limits ({found[1]})")
         if found[1].removesuffix(".UNOFFICIAL") in self._ignored or found[1] in self._ignored:
-            return EngineVerdict(engine=self.name, verdict="clean", rules=version)
+            if UNSEEN in self._ignored:
+                return EngineVerdict(engine=self.name, verdict="clean", rules=version)
+            return self._not_scanned(version, f"it stopped at {found[1]}, which is ignored, and saw no further {_IGN2}")
         verdict: Verdict = "suspicious" if found[1].startswith(_NOT_SURE) else "infected"
         findings = _bounded([f"{found[1]} in {name}"])
         return EngineVerdict(engine=self.name, verdict=verdict, rules=version, findings=findings)
@@ -289,7 +293,12 @@ class CommandEngine:
         self._ignored = frozenset(ignored)
 
     def rules_version(self) -> str:
-        """Return the command: what it scans by is its own business, and `verdicts rescan` asks it again."""
+        """Return the command: what it scans by is its own business, and `verdicts rescan` asks it again.
+
+        Raises UnavailableError where there is no such program.
+        """
+        if shutil.which(self._words[0]) is None:
+            raise _failed(self.name, f"{self._words[0]} is not there, or may not be started")
         return shlex.join(self._words)[:FINDING_CHARACTERS] + _ignoring(self._ignored)
 
     def scan(self, file: BinaryIO, name: str, seconds: float, gone: threading.Event) -> EngineVerdict:
@@ -407,7 +416,7 @@ class Scanning:
             with self._objects.whole_copy(digest) as file:
                 return [_asked(engine, file, name, self._seconds, gone) for engine in engines]
         except LockstepError as error:
-            log.error("%s could not be scanned: %s", digest.hex(), error)
+            log.debug("%s could not be scanned: %s", digest.hex(), error)  # its verdict says so too, once
             return [EngineVerdict(engine=engine.name, verdict=NOT_SCANNED, detail=error.message) for engine in engines]
 
 

@@ -7,6 +7,8 @@ one worker to another through here, and are read in no other place.
 import os
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from math import ceil
 from typing import BinaryIO, Final, TypeVar
@@ -42,9 +44,7 @@ def compile_counted(source: bytes, gone: threading.Event | None = None) -> Compi
     """
     if len(source) > RULES_BYTES:
         raise UsageError(f"The rules have {len(source)} bytes, and at most {RULES_BYTES} are taken.", code="bad-rules")
-    with tempfile.TemporaryFile() as file:
-        file.write(source)
-        file.flush()
+    with _kept(source) as file:
         try:
             answer = _ask(file, "", seconds=COMPILE_SECONDS, answer_bytes=COMPILED_BYTES, gone=gone)
         except ChildFailure as failure:
@@ -68,10 +68,8 @@ def scan(file: BinaryIO, name: str, compiled: bytes, *, seconds: float, gone: th
     Takes at most `seconds` on the clock and of processor time. Raises UnavailableError, code `not-scanned`, with the
     reason in words, when the engine does not end well, takes longer, or `gone` is set.
     """
-    with tempfile.TemporaryFile() as rules:
-        rules.write(compiled)
-        file.flush()
-        rules.flush()
+    file.flush()
+    with _kept(compiled) as rules:
         try:
             answer = _ask(file, str(rules.fileno()), seconds=seconds, answer_bytes=ANSWER_BYTES, gone=gone)
         except ChildFailure as failure:
@@ -81,6 +79,19 @@ def scan(file: BinaryIO, name: str, compiled: bytes, *, seconds: float, gone: th
         raise _failed(f"it saw {scanned.bytes} of {size} bytes")
     findings = tuple(structs.replace(one, where=_where(name, one.where)) for one in scanned.findings)
     return structs.replace(scanned, findings=findings)
+
+
+@contextmanager
+def _kept(content: bytes) -> Iterator[BinaryIO]:
+    """Give bytes as a file without a name. Raises UnavailableError where there is no room for it."""
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(tempfile.TemporaryFile())
+            file.write(content)
+            file.flush()
+        except OSError as error:
+            raise _failed(f"there is no room for a file of {len(content)} bytes ({error.strerror})") from None
+        yield file
 
 
 def _ask(

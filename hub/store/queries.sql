@@ -530,7 +530,7 @@ UPDATE installers SET verdict = :verdict, finding = :finding WHERE digest = :dig
 
 -- name: to_scan
 SELECT i.digest, i.file_name FROM installers i LEFT JOIN verdicts v ON v.digest = i.digest AND v.engine = :engine
-WHERE i.digest > :after AND (v.digest IS NULL OR v.rules <> :rules
+WHERE i.digest > :after AND (i.verdict = 'not-scanned') = :held AND (v.digest IS NULL OR v.rules <> :rules
     OR (v.verdict = 'not-scanned' AND v.findings = '[]' AND v.scanned_at < :before))
 ORDER BY i.digest LIMIT :count;
 

@@ -267,6 +267,79 @@ async def test_a_damaged_object_is_not_scanned_and_its_installer_held(tmp_path: 
         assert "truncated" in finding
 
 
+async def test_an_object_that_cannot_be_read_keeps_no_other_from_being_scanned(tmp_path: Path) -> None:
+    rules = Rules(tmp_path)
+    async with open_rooms(tmp_path, **rules.settings) as hub:
+        first, second = sorted([await publish_text(hub, tmp_path, one) for one in "12"], key=lambda one: one.digest)
+        pack = tmp_path / "hub" / "objects" / first.digest[:2] / f"{first.digest}.pack"
+        pack.write_bytes(pack.read_bytes()[:-1])
+        rules.write(FOX)
+        await reload(hub)
+        assert (await verdict_of(hub, first))[0] == "not-scanned"
+        assert (await verdict_of(hub, second))[0] == "infected"
+
+
+async def test_what_an_engine_said_stands_when_it_goes_down_while_it_scans_again(tmp_path: Path) -> None:
+    command = tmp_path / "check"
+    command.write_text("#!/bin/sh\nexit 0\n")
+    command.chmod(0o700)
+    async with open_rooms(tmp_path, scan_command=str(command)) as hub:
+        published = await publish_text(hub, tmp_path)
+        await hub.rescans.again()
+        scan = hub.scanning.scan
+
+        async def scan_without(digest: bytes, name: str, engines: Any = None) -> Any:
+            command.unlink(missing_ok=True)
+            return await scan(digest, name, engines)
+
+        hub.scanning.scan = scan_without  # type: ignore[method-assign]
+        assert await hub.rescans.look(resting=False) == 1  # by the other engine
+        assert (await perform(hub, "verdicts", {}))["engines"][1]["detail"].startswith("command: ")
+        assert await verdict_of(hub, published) == ("clean", "")
+
+
+async def test_what_nobody_gets_is_scanned_first_and_new_rules_are_not_kept_waiting(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        order = sorted([(await publish_text(hub, tmp_path, one)).digest for one in "123"])
+        await hub.rescans.again()
+        scan, scanned = hub.scanning.scan, []
+
+        async def note(digest: bytes, name: str, engines: Any = None) -> Any:
+            scanned.append(digest.hex())
+            if len(scanned) == 2:
+                hub.rescans.reload()
+            return await scan(digest, name, engines)
+
+        hub.scanning.scan = note  # type: ignore[method-assign]
+        with sqlite3.connect(tmp_path / "hub" / "hub.db") as database:
+            held = bytes.fromhex(order[-1])
+            database.execute("UPDATE installers SET verdict = 'not-scanned' WHERE digest = ?", (held,))
+        database.close()
+        assert await hub.rescans.look(resting=False) == 2
+        assert scanned == [order[-1], order[0]]
+
+
+async def test_what_is_queued_says_while_its_installer_is_held_that_it_is(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        published = await publish_text(hub, tmp_path)
+        terminal = await add_terminal(hub, await add_account(hub))
+        accepted, row = await ask(hub, terminal)
+        before = row.reason
+    async with open_rooms(tmp_path, scan_command="/nowhere/check") as hub:
+        await hub.rescans.settle_all()
+        [row] = await hub.syncs.targets(terminal, accepted.sync)
+        assert (row.state, row.reason) == ("queued", "not-scanned")
+        assert "command: it has not scanned it yet" in row.detail
+        await say_inventory(hub, terminal)
+        [row] = await hub.syncs.targets(terminal, accepted.sync)
+        assert row.reason == "not-scanned"
+    async with open_rooms(tmp_path) as hub:
+        await hub.rescans.settle_all()
+        assert (await verdict_of(hub, published))[0] == "clean"
+        [row] = await hub.syncs.targets(terminal, accepted.sync)
+        assert (row.state, row.reason, row.detail) == ("queued", before, "")
+
+
 # --- over real sockets ----------------------------------------------------------------------------------------------
 
 

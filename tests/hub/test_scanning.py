@@ -3,9 +3,11 @@
 import asyncio
 import os
 import random
+import shutil
 import signal
 import socket
 import stat
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -61,8 +63,11 @@ def test_clamd_finds_its_signature_and_calls_the_rest_clean(which: str, clamd: C
 
 
 @NEEDED
-def test_an_ignored_signature_of_clamds_does_not_count(clamd: Clamd, tmp_path: Path) -> None:
-    assert scan(ClamdEngine(clamd.unix, [SIGNATURE]), EICAR, tmp_path).verdict == "clean"
+def test_behind_an_ignored_signature_clamd_has_seen_nothing(clamd: Clamd, tmp_path: Path) -> None:
+    told = scan(ClamdEngine(clamd.unix, [SIGNATURE]), EICAR, tmp_path)
+    assert told.verdict == "not-scanned"
+    assert "saw no further" in told.detail
+    assert scan(ClamdEngine(clamd.unix, [SIGNATURE, "unseen"]), EICAR, tmp_path).verdict == "clean"
     assert scan(ClamdEngine(clamd.unix, ["Another"]), EICAR, tmp_path).verdict == "infected"
 
 
@@ -379,12 +384,46 @@ async def test_the_same_infected_file_published_twice_at_once_is_refused_twice_a
         assert hub.objects.file_names() == []
 
 
+async def test_a_publish_that_is_given_up_while_its_file_is_scanned_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "started").mkdir()
+    started = tmp_path / "started" / "here"
+    async with open_rooms(tmp_path, scan_command=script(tmp_path, f"touch {started}; sleep 30")) as hub:
+        task = asyncio.create_task(hub.catalogue.publish(make_installer(tmp_path, "deb"), PublishOptions()))
+        await until(started.exists)
+        assert len(hub.objects.digests()) == 1
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert hub.objects.digests() == set()
+
+
+async def test_rules_for_which_the_disk_has_no_room_are_an_engine_that_is_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_rooms(tmp_path) as hub:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+        [engine] = await hub.rescans.engines()
+        assert "no room for a file of" in engine["detail"]
+        assert await hub.rescans.look(resting=False) == 0
+
+
 async def test_no_copy_that_was_scanned_stays_behind(tmp_path: Path) -> None:
     async with open_rooms(tmp_path) as hub:
         published = await hub.catalogue.publish(make_installer(tmp_path, "deb"), PublishOptions())
         assert sorted(Path(name).suffix for name in hub.objects.file_names()) == [".manifest", ".pack"]
         with hub.objects.whole_copy(bytes.fromhex(published.digest)) as file:
             assert file.read() == (tmp_path / "hello_1.0_all.deb").read_bytes()
+            with pytest.raises(OSError, match="Invalid argument"):  # one engine changes nothing for the next
+                os.ftruncate(file.fileno(), 0)
+
+
+async def test_a_copy_to_scan_leaves_the_room_that_rows_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_rooms(tmp_path, disk_reserve_bytes=1_000_000) as hub:
+        published = await hub.catalogue.publish(make_installer(tmp_path, "deb"), PublishOptions())
+        usage = shutil.disk_usage(tmp_path)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1_000_000 + published.size - 1))
+        [said] = await hub.scanning.scan(bytes.fromhex(published.digest), "hello")
+        assert said.verdict == "not-scanned"
+        assert "no room for a copy" in said.detail
 
 
 @pytest.mark.parametrize("address", ["clamd", "unix:relative", "host:0", "host:70000", "host:"])
