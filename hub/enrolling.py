@@ -10,7 +10,7 @@ from hub.config import Settings
 from hub.joinkeys import use
 from hub.pairings import Decided, Pairing, Pairings, unknown_pairing
 from hub.records import Terminal, new_id
-from hub.standing import Standings
+from hub.standing import REVOKED, Standings
 from hub.store import Store, Transaction
 from protocol.errors import ConflictError, RefusedError, UnknownNameError
 from protocol.messages import Approve, Enrol, PairingRequest, PairingResult
@@ -100,18 +100,22 @@ class Enrolling:
             else:
                 self.pairings.put_back(pairing)
             raise
-        self.pairings.end(pairing, outcome or "pairing-denied")
+        self.pairings.end(pairing, outcome)
+        if outcome == REVOKED:  # it is the device that has to hear that, and show the code of another key
+            raise unknown_pairing()
 
     async def _decide(
         self, transaction: Transaction, me: Terminal, pairing: Pairing, *, accept: bool
-    ) -> Terminal | None:
+    ) -> Terminal | str:
         await self._check_approves(transaction, me)
         asks = pairing.request
         if not accept:
             await record(
                 transaction, me.terminal_id, "device.turn-away", allowed_name(asks.name), address=pairing.address
             )
-            return None
+            return "pairing-denied"
+        if await transaction.row("revoked_key", device_key=asks.device_key) is not None:
+            return REVOKED
         approver = await transaction.row("standing_of", terminal_id=me.terminal_id)
         assert approver is not None  # it has the right to
         terminal = await self._accounts.enrol_in(

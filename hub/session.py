@@ -463,6 +463,7 @@ _PAIRING_ENDS: Final[dict[str, tuple[str, str]]] = {
     "pairing-denied": ("This device was turned away.", "Ask whoever looks after the account."),
     "pairing-expired": ("Nobody approved this device in time.", "Run `lockstep-terminal login` again for a new code."),
     "replaced": ("This device waits on a newer connection.", ""),
+    "revoked": ENDED["revoked"],
 }
 
 _FROM_TERMINAL: Final = frozenset({_Step.PAGES, _Step.FETCHING})  # when it is the terminal that has to do something

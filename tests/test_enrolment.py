@@ -179,6 +179,18 @@ async def test_a_device_that_came_in_by_password_first_may_be_approved_later_and
                 assert (await back.hear(messages.Welcome)).terminal == before
 
 
+async def test_a_device_that_is_revoked_while_it_waits_is_told_so_and_not_the_one_who_approves(tmp_path: Path) -> None:
+    async with running_hub(tmp_path) as hub:
+        await hub.add_account("ada")
+        async with raw_terminal(hub) as tv:
+            await tv.enrol("ada")
+        async with logged_in(hub) as laptop, waiting(hub, like=tv) as (again, code):
+            await hub.hub.revocation.revoke("ada", tv.terminal)
+            approve = messages.Approve(id=1, code=code, device_key=tv.signing_key.public)
+            assert await code_of(laptop, approve) == "unknown-pairing"
+            assert (await again.closed())[:2] == (1008, "revoked")
+
+
 async def test_another_device_key_than_the_one_that_was_looked_at_is_not_approved(tmp_path: Path) -> None:
     async with running_hub(tmp_path) as hub:
         await hub.add_account("ada")
