@@ -218,7 +218,15 @@ MAY_PRINT: Final = ("protocol.vectors",)
 
 
 # What is pure beside the protocol.
-PURE: Final = {"hub.clones", "hub.policy", "hub.versions", "hub.candidates", "hub.wheeltags", "hub.explaining", "hub.matching"}
+PURE: Final = {
+    "hub.clones",
+    "hub.policy",
+    "hub.versions",
+    "hub.candidates",
+    "hub.wheeltags",
+    "hub.explaining",
+    "hub.matching",
+}
 
 # The brains, and what they may know of their own side: values.
 BRAINS: Final = {"hub.session": {"hub.records"}, "terminal.session": {"terminal.devicelist"}}
