@@ -179,7 +179,7 @@ def programs_table(programs: Iterable[ProgramRow], devices: Iterable[DeviceRow])
             (
                 printable(row.program),
                 printable(row.title),
-                printable(row.newest),
+                printable(row.newest) or "-",
                 ", ".join(row.installer_kinds),
                 ", ".join(printable(names.get(terminal, terminal)) for terminal in row.installed_on),
             )

@@ -248,11 +248,13 @@ WHERE p.retired <= :retired;
 
 -- name: programs_page
 SELECT p.program_id, p.title,
-    (SELECT r.version FROM releases r WHERE r.program_id = p.program_id AND r.yanked = 0
+    (SELECT r.version FROM releases r WHERE r.program_id = p.program_id AND r.yanked = 0 AND EXISTS (
+         SELECT 1 FROM installers i
+         WHERE i.program_id = r.program_id AND i.version = r.version AND i.verdict = 'clean')
      ORDER BY r.channel = 'stable' DESC, r.version_key DESC, r.version LIMIT 1) AS newest,
     (SELECT GROUP_CONCAT(DISTINCT i.kind) FROM releases r
      CROSS JOIN installers i ON i.program_id = r.program_id AND i.version = r.version
-     WHERE r.program_id = p.program_id AND r.yanked = 0) AS kinds
+     WHERE r.program_id = p.program_id AND r.yanked = 0 AND i.verdict = 'clean') AS kinds
 FROM programs p
 WHERE p.program_id > :after AND p.retired = 0
     AND EXISTS (SELECT 1 FROM releases r WHERE r.program_id = p.program_id AND r.yanked = 0)
@@ -261,11 +263,13 @@ ORDER BY p.program_id LIMIT :count;
 -- name: programs_search
 -- Goes through all programs in the order they lie in, which takes a tenth of the time of going by the index.
 SELECT p.program_id, p.title,
-    (SELECT r.version FROM releases r WHERE r.program_id = p.program_id AND r.yanked = 0
+    (SELECT r.version FROM releases r WHERE r.program_id = p.program_id AND r.yanked = 0 AND EXISTS (
+         SELECT 1 FROM installers i
+         WHERE i.program_id = r.program_id AND i.version = r.version AND i.verdict = 'clean')
      ORDER BY r.channel = 'stable' DESC, r.version_key DESC, r.version LIMIT 1) AS newest,
     (SELECT GROUP_CONCAT(DISTINCT i.kind) FROM releases r
      CROSS JOIN installers i ON i.program_id = r.program_id AND i.version = r.version
-     WHERE r.program_id = p.program_id AND r.yanked = 0) AS kinds
+     WHERE r.program_id = p.program_id AND r.yanked = 0 AND i.verdict = 'clean') AS kinds
 FROM (
     SELECT program_id, title FROM programs NOT INDEXED
     WHERE (title LIKE :pattern ESCAPE '!' OR program_id LIKE :pattern ESCAPE '!') AND program_id > :after AND retired = 0

@@ -146,7 +146,12 @@ async def test_what_is_withdrawn_is_chosen_no_more_and_the_words_say_why(tmp_pat
         _, row = await ask(hub, terminal)
         assert (row.state, row.reason) == ("no_match", "infected")
         assert row.detail.startswith("Its installers are withdrawn: hello 1.0 (hello_1.0_all.deb) is infected:")
+        [listed], _ = await hub.syncs.programs(terminal, messages.Programs(id=1))
+        assert (listed.newest, listed.installer_kinds) == ("", ())
         await publish(hub, tmp_path, "0.9")
+        [listed], _ = await hub.syncs.programs(terminal, messages.Programs(id=1))
+        assert (listed.newest, listed.installer_kinds) == ("0.9", ("deb",))
+        assert await hub.syncs.programs(terminal, messages.Programs(id=2, query="hello")) == ([listed], False)
         _, row = await ask(hub, terminal, "other")
         assert (row.state, row.version) == ("queued", "0.9")
         assert "hello 1.0 is not sent: it is infected." in row.detail
