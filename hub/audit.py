@@ -363,7 +363,7 @@ def _shown(row: Row) -> AuditRow:
         told = None
     return AuditRow(
         sequence=row["sequence"],
-        at=row["at"] if isinstance(row["at"], float) else 0.0,
+        at=row["at"] if isinstance(row["at"], float) and 0.0 <= row["at"] < _YEAR_5138 else 0.0,
         actor=actor,
         action=action,
         subject=subject,
@@ -372,3 +372,4 @@ def _shown(row: Row) -> AuditRow:
 
 
 _TEXTS: Final = ("actor", "action", "subject", "detail")
+_YEAR_5138: Final = 1e11  # what no calendar has would be no time at all to whoever shows it

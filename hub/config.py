@@ -104,7 +104,7 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-_IN_ADDRESS: Final = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/@\s]*@", re.IGNORECASE)
+_IN_ADDRESS: Final = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s]*@", re.IGNORECASE)
 # In the environment the items of these are parted by commas.
 _LISTS: Final = frozenset(name for name in Settings.__struct_fields__ if isinstance(getattr(Settings(), name), tuple))
 

@@ -16,8 +16,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import to_builtins
 
 from hub import audit as audit_module
+from hub import auditing
 from hub.admin import ask, serve_admin
 from hub.app import Hub, open_hub, serve_hub
 from hub.audit import BEFORE_THE_FIRST, Chain, Fault, Head, read_head, row_hash
@@ -429,6 +431,16 @@ async def test_the_command_shows_signs_and_verifies_and_ends_with_1_for_a_broken
     assert code == 1 and json.loads(said)["fault"]["sequence"] == 3
     assert (await command(tmp_path, "--verify", "--follow"))[0] == 2
     assert (await command(tmp_path, "--verify", "--head", "nonsense"))[0] == 2
+
+
+@pytest.mark.parametrize("at", ["1e300", "-1e300", "9e999", "'yesterday'", "x'00'"])
+async def test_a_row_whose_time_no_calendar_has_is_shown_all_the_same(tmp_path: Path, at: str) -> None:
+    await turn_right(tmp_path, 2)
+    tamper(tmp_path, f"UPDATE audit SET at = {at} WHERE sequence = 2")
+    async with open_rooms(tmp_path) as hub:
+        *_, row = await hub.audit.page(0)
+        assert "1970-01-01T00:00:00Z" in auditing._line(to_builtins(row))
+        assert not (await hub.audit.verify()).is_whole
 
 
 async def test_follow_shows_what_is_there_and_then_what_comes(tmp_path: Path) -> None:

@@ -73,6 +73,7 @@ def test_each_setting_knows_where_it_came_from(tmp_path: Path) -> None:
 
 def test_a_password_in_an_address_is_not_shown() -> None:
     assert shown("https://user:secret@idp.example/keys") == "https://...@idp.example/keys"
+    assert shown("https://user:p@ss@idp.example/keys") == "https://...@idp.example/keys"
     assert shown(("https://token@idp.example", "plain")) == ["https://...@idp.example", "plain"]
     assert shown("https://idp.example/a@b") == "https://idp.example/a@b"
     assert shown(7) == 7

@@ -105,8 +105,8 @@ MESSAGES: Final[dict[str, Make]] = {
     "decide": lambda world: messages.Decide(id=7, delivery=world.own_delivery, decision="accept"),
 }
 NOTHING_TO_NAME: Final = {"hello", "devices_request", "offer", "error", "inbox", "posture_now"}
-# Beside a connection that does nothing else: one that receives a delivery of its own, one with an upload of its own, one
-# whose first inventory is still due, which alone is believed about what its people are asked.
+# Beside a connection that does nothing else: one that receives a delivery of its own, one with an upload of its own,
+# and one whose first inventory is still due, which alone is believed about what its people are asked.
 RECEIVING: Final = frozenset({"want", "progress", "received", "refused", "state", "inventory"})
 UPLOADING: Final = frozenset({"manifest", "chunks", "withdraw", "publish", "want"})
 ARRIVING: Final = frozenset({"inventory"})
