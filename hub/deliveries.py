@@ -262,6 +262,10 @@ class Deliveries:
         """End everything a terminal is owed and has not begun to install; return how many deliveries that were."""
         return await self._deny(transaction, "open_of_terminal", reason, detail, terminal_id=terminal)
 
+    async def deny_asked_by(self, transaction: Transaction, terminal: str, reason: str, detail: str) -> int:
+        """End everything a terminal has asked for that has not begun to install; return how many that were."""
+        return await self._deny(transaction, "open_asked_by", reason, detail, initiator=terminal)
+
     async def deny_object(self, transaction: Transaction, digest: bytes, reason: str, detail: str) -> int:
         """End every delivery of an object that has not begun to install; return how many that were."""
         return await self._deny(transaction, "open_of_object", reason, detail, digest=digest)

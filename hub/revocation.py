@@ -1,8 +1,8 @@
 """Revocation and rights: what the hub's owner, or a terminal with the right, changes in who may do what.
 
 Each act is one transaction with its row in the audit log. From its commit on a key that is revoked is dead, nothing
-that is asked on the connections there are counts any more, and what the terminals were owed has ended. After it those
-that are connected are told to look at their standing, by which their sockets close.
+that is asked on the connections there are counts any more, and what the terminals were owed, or a revoked one had asked
+for, has ended. After it those that are connected are told to look at their standing, by which their sockets close.
 """
 
 import time
@@ -23,6 +23,7 @@ from protocol import limits
 from protocol.errors import UnknownNameError
 
 _REVOKED_DETAIL: Final = "It was removed from the account."
+_ASKER_REVOKED_DETAIL: Final = "The device that asked for it was removed from the account."
 _DISABLED_DETAIL: Final = "Its account was disabled."
 
 
@@ -89,7 +90,7 @@ class Revocation:
         self._is_gone(me.account_id, terminal)
 
     async def revoke(self, account: str, device: str) -> tuple[Terminal, int]:
-        """Revoke a device, by its name or id; return what it was and how many deliveries to it have ended.
+        """Revoke a device, by its name or id; return what it was and how many deliveries to it or from it have ended.
 
         Raises UnknownNameError.
         """
@@ -272,13 +273,17 @@ class Revocation:
     # --- inside a transaction -------------------------------------------------------------------------------------
 
     async def _revoke(self, transaction: Transaction, row: Row, actor: str) -> int:
-        """End a terminal: its key, its connection, what it is owed; its name is free. Return how many deliveries."""
+        """End a terminal: its key, its connection, what it is owed and what it asked for; its name is free.
+
+        Return how many deliveries have ended.
+        """
         terminal = row["terminal_id"]
         suffix = f" (revoked {terminal})"
         wanted = row["name"][: limits.NAME_CHARACTERS - len(suffix)] + suffix
         name = await free_name(transaction, row["account_id"], terminal, wanted)
         await transaction.rows("revoke_terminal", terminal_id=terminal, name=name, now=time.time())
         denied = await self._deliveries.deny_terminal(transaction, terminal, REVOKED, _REVOKED_DETAIL)
+        denied += await self._deliveries.deny_asked_by(transaction, terminal, REVOKED, _ASKER_REVOKED_DETAIL)
         await record(transaction, actor, "device.revoke", terminal, name=row["name"], deliveries=denied)
         return denied
 

@@ -478,6 +478,10 @@ ON CONFLICT DO NOTHING RETURNING sequence;
 -- name: open_of_terminal
 SELECT * FROM deliveries WHERE terminal_id = :terminal_id AND is_final = 0 AND state <> 'installing' ORDER BY position;
 
+-- name: open_asked_by
+SELECT d.* FROM syncs s CROSS JOIN deliveries d ON d.sync_id = s.sync_id
+WHERE s.initiator = :initiator AND s.ended_at IS NULL AND d.is_final = 0 AND d.state <> 'installing' ORDER BY d.terminal_id, d.position;
+
 -- name: open_of_object
 SELECT * FROM deliveries WHERE digest = :digest AND is_final = 0 AND state <> 'installing' ORDER BY terminal_id, position;
 
