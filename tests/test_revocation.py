@@ -130,17 +130,16 @@ async def test_a_revoked_device_is_closed_out_its_deliveries_end_and_the_others_
 
 
 async def test_what_a_revoked_device_asked_of_others_ends_and_what_others_asked_goes_on(tmp_path: Path) -> None:
-    async with account_of_two(tmp_path) as (hub, asks, target):
-        async with raw_terminal(hub) as other:
-            await other.enrol("ada", name="Other")
-            asked = await synced(hub, asks, tmp_path)
-            request = messages.Sync(id=5, request_key="the-same", program=asked.program, targets=(target.terminal,))
-            await other.say(request)
-            follows = await other.hear(messages.SyncAccepted)
-            await command(hub, "device revoke", account="ada", device="Asks")
-            assert await ended_with(asks) == (4003, ["revoked"])
-            assert await state_of(other, asked.sync) == ("denied", "revoked")
-            assert (await state_of(other, follows.sync))[0] in ("queued", "offered")
+    async with account_of_two(tmp_path) as (hub, asks, target), raw_terminal(hub) as other:
+        await other.enrol("ada", name="Other")
+        asked = await synced(hub, asks, tmp_path)
+        request = messages.Sync(id=5, request_key="the-same", program=asked.program, targets=(target.terminal,))
+        await other.say(request)
+        follows = await other.hear(messages.SyncAccepted)
+        await command(hub, "device revoke", account="ada", device="Asks")
+        assert await ended_with(asks) == (4003, ["revoked"])
+        assert await state_of(other, asked.sync) == ("denied", "revoked")
+        assert (await state_of(other, follows.sync))[0] in ("queued", "offered")
 
 
 async def test_a_terminal_revokes_another_and_without_the_right_it_does_not(tmp_path: Path) -> None:
