@@ -392,24 +392,22 @@ class Scanning:
             return []
         gone = threading.Event()
         try:
-            return await self._in_thread(lambda: self._scan(digest, name, asked, gone))
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._threads, self._scan, digest, name, asked, gone)
         finally:
             gone.set()
 
     async def rules_version(self, engine: Engine) -> str:
-        """Return the version of an engine's rules. Raises UnavailableError where it is down."""
-        return await self._in_thread(engine.rules_version)
+        """Return the version of an engine's rules, behind no scan. Raises UnavailableError where it is down."""
+        return await asyncio.to_thread(engine.rules_version)
 
     async def reload(self) -> bool:
         """Read YARA rules anew and return whether they changed."""
-        return self.yara is not None and await self._in_thread(self.yara.reload)
+        return self.yara is not None and await asyncio.to_thread(self.yara.reload)
 
     def close(self) -> None:
         """Let go of the threads; what is being scanned is not waited for."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def _scan(self, digest: bytes, name: str, engines: Sequence[Engine], gone: threading.Event) -> list[EngineVerdict]:
         try:

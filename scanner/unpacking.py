@@ -10,6 +10,7 @@ file format (rpm.org, "RPM V4 Package format"): lead, signature, header, payload
 """
 
 import bz2
+import copy
 import gzip
 import io
 import lzma
@@ -120,13 +121,31 @@ def _zip(archive: zipfile.ZipFile, file: BinaryIO, within: str = "") -> Iterator
         if info.flag_bits & _ENCRYPTED:
             yield Unseen(where, "encrypted")
             continue
+        whole = copy.copy(info)
+        whole.file_size, whole.CRC = BYTES, None  # type: ignore[assignment] # read to its end, whatever is said of it
         try:
-            yield where, archive.open(info)
+            yield where, _Checked(archive.open(whole), info)
         except UNREADABLE as error:
             yield Unseen(where, reason(error))
             continue
         if not within and info.filename.endswith(".apk"):
             yield from _nested(archive, info, file)
+
+
+class _Checked:
+    """A member of a zip; at its end it raises BadZipFile where the directory says something else of it."""
+
+    def __init__(self, stream: Stream, info: zipfile.ZipInfo) -> None:
+        self._stream, self._said = stream, (info.file_size, info.CRC)
+        self._size = self._checksum = 0
+
+    def read(self, size: int, /) -> bytes:
+        content = self._stream.read(size)
+        self._size += len(content)
+        self._checksum = zlib.crc32(content, self._checksum)
+        if size and not content and (self._size, self._checksum) != self._said:
+            raise zipfile.BadZipFile
+        return content
 
 
 def _nested(archive: zipfile.ZipFile, info: zipfile.ZipInfo, file: BinaryIO) -> Iterator[Part]:

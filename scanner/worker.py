@@ -127,25 +127,33 @@ class _Scan:
 
 
 def _windows(stream: Stream) -> Iterator[tuple[bytes, int]]:
-    """Yield overlapping windows of a stream, each with how many bytes of it are new."""
+    """Yield overlapping windows of a stream, each with how many bytes of it are new.
+
+    Raises one of UNREADABLE behind all that could be read.
+    """
     kept = b""
     while True:
         wanted = WINDOW_BYTES - len(kept)
-        new = _read(stream, wanted)
+        new, error = _read(stream, wanted)
         if new or not kept:
             yield kept + new, len(new)
+        if error is not None:
+            raise error
         if len(new) < wanted:
             return
         kept = new[-OVERLAP_BYTES:]
 
 
-def _read(stream: Stream, size: int) -> bytes:
-    """Return the next `size` bytes; fewer are the end."""
+def _read(stream: Stream, size: int) -> tuple[bytes, Exception | None]:
+    """Return the next `size` bytes, fewer where they end, and what there was to read them no further."""
     parts, left = [], size
-    while left and (part := stream.read(left)):
-        parts.append(part)
-        left -= len(part)
-    return b"".join(parts)
+    try:
+        while left and (part := stream.read(min(left, MIB))):
+            parts.append(part)
+            left -= len(part)
+    except UNREADABLE as error:
+        return b"".join(parts), error
+    return b"".join(parts), None
 
 
 def _severity(rule: yara_x.Rule) -> Severity:

@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 import zipfile
+import zlib
 from functools import cache
 from pathlib import Path
 
@@ -231,6 +232,18 @@ def test_a_member_that_is_larger_than_it_says_is_told_as_unseen() -> None:
     data = bytearray(archives.zipped("a", b"x" * 99))
     struct.pack_into("<L", data, data.index(b"PK\x01\x02") + 24, 50)
     assert scan(bytes(data)).skipped == ("a: damaged (BadZipFile)",)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_member_of_which_the_directory_names_only_the_start_is_read_to_its_end(method: int) -> None:
+    data = bytearray(archives.zipped("a", b"start" + bytes(1000) + EICAR, method=method))
+    for signature, offset in ((b"PK\x03\x04", 14), (b"PK\x01\x02", 16)):
+        at = data.index(signature) + offset
+        data[at : at + 4] = struct.pack("<L", zlib.crc32(b"start"))
+        data[at + 8 : at + 12] = struct.pack("<L", len(b"start"))
+    scanned = scan(bytes(data))
+    assert ("EICAR_test_file", "file: a") in [(one.rule, one.where) for one in scanned.findings]
+    assert scanned.skipped == ("a: damaged (BadZipFile)",)
 
 
 def test_a_zip_without_its_directory_is_told_as_unseen() -> None:
