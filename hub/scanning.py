@@ -127,6 +127,8 @@ class YaraEngine:
             scanned = scan(file, name, self.rules().compiled, seconds=seconds, gone=gone)
         except UnavailableError as error:
             return EngineVerdict(engine=self.name, verdict=NOT_SCANNED, rules=version, detail=error.message)
+        except OSError as error:
+            raise _no_room(error) from None
         return _yara_verdict(scanned, version, self._ignored)
 
 
@@ -135,6 +137,8 @@ def _read(folder: Path) -> RuleSet:
         return read_rules(folder)
     except UsageError as error:
         raise UnavailableError(error.message, hint=error.hint, code=NOT_SCANNED) from None
+    except OSError as error:
+        raise _no_room(error) from None
 
 
 def _yara_verdict(scanned: Scanned, version: str, ignored: frozenset[str]) -> EngineVerdict:
@@ -345,6 +349,10 @@ def _bounded(lines: Sequence[str]) -> tuple[str, ...]:
 
 def _ignoring(ignored: frozenset[str]) -> str:
     return f", ignoring {' '.join(sorted(ignored))}" if ignored else ""
+
+
+def _no_room(error: OSError) -> UnavailableError:
+    return _failed(YaraEngine.name, f"its rules could not be written to the temporary folder ({error.strerror})")
 
 
 def _failed(engine: str, why: str) -> UnavailableError:

@@ -7,8 +7,6 @@ one worker to another through here, and are read in no other place.
 import os
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from math import ceil
 from typing import BinaryIO, Final, TypeVar
@@ -40,11 +38,13 @@ def compile_counted(source: bytes, gone: threading.Event | None = None) -> Compi
     """Check and compile a rule set, and count its rules. Blocking.
 
     Raises UsageError, with the compiler's words and line, for rules that are wrong or too much; UnavailableError, code
-    `not-scanned`, where the engine does not work here or `gone` is set.
+    `not-scanned`, where the engine does not work here or `gone` is set; OSError where there is no room for them.
     """
     if len(source) > RULES_BYTES:
         raise UsageError(f"The rules have {len(source)} bytes, and at most {RULES_BYTES} are taken.", code="bad-rules")
-    with _kept(source) as file:
+    with tempfile.TemporaryFile() as file:
+        file.write(source)
+        file.flush()
         try:
             answer = _ask(file, "", seconds=COMPILE_SECONDS, answer_bytes=COMPILED_BYTES, gone=gone)
         except ChildFailure as failure:
@@ -66,10 +66,13 @@ def scan(file: BinaryIO, name: str, compiled: bytes, *, seconds: float, gone: th
     """Scan an open file, which is called `name`, and what is inside it where it is an archive. Blocking.
 
     Takes at most `seconds` on the clock and of processor time. Raises UnavailableError, code `not-scanned`, with the
-    reason in words, when the engine does not end well, takes longer, or `gone` is set.
+    reason in words, when the engine does not end well, takes longer, or `gone` is set; OSError where there is no room
+    for the rules as a temporary file.
     """
-    file.flush()
-    with _kept(compiled) as rules:
+    with tempfile.TemporaryFile() as rules:
+        rules.write(compiled)
+        file.flush()
+        rules.flush()
         try:
             answer = _ask(file, str(rules.fileno()), seconds=seconds, answer_bytes=ANSWER_BYTES, gone=gone)
         except ChildFailure as failure:
@@ -79,19 +82,6 @@ def scan(file: BinaryIO, name: str, compiled: bytes, *, seconds: float, gone: th
         raise _failed(f"it saw {scanned.bytes} of {size} bytes")
     findings = tuple(structs.replace(one, where=_where(name, one.where)) for one in scanned.findings)
     return structs.replace(scanned, findings=findings)
-
-
-@contextmanager
-def _kept(content: bytes) -> Iterator[BinaryIO]:
-    """Give bytes as a file without a name. Raises UnavailableError where there is no room for it."""
-    with ExitStack() as stack:
-        try:
-            file = stack.enter_context(tempfile.TemporaryFile())
-            file.write(content)
-            file.flush()
-        except OSError as error:
-            raise _failed(f"there is no room for a file of {len(content)} bytes ({error.strerror})") from None
-        yield file
 
 
 def _ask(

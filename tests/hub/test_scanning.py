@@ -402,7 +402,7 @@ async def test_rules_for_which_the_disk_has_no_room_are_an_engine_that_is_down(
     async with open_rooms(tmp_path) as hub:
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
         [engine] = await hub.rescans.engines()
-        assert "no room for a file of" in engine["detail"]
+        assert "could not be written to the temporary folder" in engine["detail"]
         assert await hub.rescans.look(resting=False) == 0
 
 
