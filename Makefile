@@ -30,7 +30,7 @@ test: $(VENV)/development check ## everything CI runs: format, lint, types, test
 test-formats: $(VENV)/development ## read real, built, stand-in and damaged installers of every format (CASES=4000 SEED=1)
 	@sh tests/tools.sh formats
 	@$(BIN)/python -m tests.formats.samples || true
-	$(if $(CASES),CASES=$(CASES)) $(if $(SEED),SEED=$(SEED)) $(BIN)/python -m pytest -m formats tests/formats tests/hub/inspectors $(ARGUMENTS)
+	$(if $(CASES),CASES=$(CASES)) $(if $(SEED),SEED=$(SEED)) $(BIN)/python -m pytest -m formats tests/formats tests/hub/inspectors tests/scanner $(ARGUMENTS)
 	@$(BIN)/python -m tests.hub.resolver_figures
 
 test-safety: $(VENV)/development ## isolation of accounts, limits, bombs and a short fuzz, with their counts (BOMBS=5000)

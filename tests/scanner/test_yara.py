@@ -93,7 +93,7 @@ def test_no_starter_rule_fires_on_installers_of_the_tests(kind: str, tmp_path: P
     assert scanned.files > 1
 
 
-@pytest.mark.slow
+@pytest.mark.formats
 @pytest.mark.skipif(not SAMPLES.exists(), reason="`make samples` brings them")
 def test_no_starter_rule_fires_on_any_real_installer_and_all_of_each_is_seen() -> None:
     told = {}
@@ -265,12 +265,12 @@ def test_a_data_archive_that_is_no_tar_is_told_as_unseen() -> None:
 
 
 @pytest.mark.parametrize("make", [lambda: archives.zipped("a", EICAR), lambda: archives.deb(".xz", "a", EICAR)])
-def test_an_archive_cut_anywhere_or_with_any_byte_changed_ends_in_an_answer(make: object) -> None:
+def test_an_archive_cut_or_with_a_byte_changed_all_over_it_ends_in_an_answer(make: object) -> None:
     """The reader itself, where thousands of cases take a moment: it yields and tells, and raises nothing."""
     from scanner.unpacking import UNREADABLE, Unseen, files_inside
 
     whole = make()  # type: ignore[operator]
-    for at in range(len(whole)):
+    for at in range(0, len(whole), 3):
         for damaged in (whole[:at], whole[:at] + bytes([whole[at] ^ 0x41]) + whole[at + 1 :]):
             for part in files_inside(io.BytesIO(damaged)):
                 if not isinstance(part, Unseen):
