@@ -268,9 +268,7 @@ def scan_programs(folder: StateFolder, rules: bytes, places: Places, budget: Bud
         raise _no_rules()
     try:
         compiled = _compiled(source, gone)
-    except (
-        UsageError
-    ):  # killed before `settle_rules` saw to them, or another engine: sent anew, they are refused in words
+    except UsageError:  # killed before `settle_rules`, or another engine: sent anew, they are refused in words
         (folder.rules / rules.hex()).unlink(missing_ok=True)
         raise
     return Scan(compiled, folder.path, budget, gone).look(places, rules)
