@@ -21,7 +21,7 @@ def test_no_input_crashes(target: str, tmp_path: Path) -> None:
     ledger.count("fuzz", "executions", outcome.executions)
     ledger.count("fuzz", "crashes", len(outcome.crashes))
     assert not outcome.crashes, outcome.story
-    assert outcome.executions == EXECUTIONS[target]
+    assert outcome.executions >= EXECUTIONS[target]
 
 
 def test_a_planted_fault_is_found_and_its_input_is_kept(tmp_path: Path) -> None:

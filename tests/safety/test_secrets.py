@@ -255,7 +255,7 @@ def test_no_secret_is_in_output_logs_files_command_lines_or_environments(tmp_pat
     assert [leak for leak in found if not is_its_place(leak)] == []
     assert len({leak.partition(" (")[0] for leak in found}) == 1 + 2 * 4, "each key was found where it is kept"
     assert len(scenario.planted) >= 6 + 2 + 9
-    assert any("bob" in output.decode(errors="replace") for output in scenario.left.values())
+    assert any(b'"ada"' in content for place, content in scenario.left.items() if place.startswith("output of hub"))
 
 
 @pytest.mark.parametrize("form", ["itself", "hex", "HEX", "base64", "base64url"])
