@@ -250,6 +250,10 @@ def _check_url(url: str) -> None:
         loopback = host == "localhost" or (host != "" and _is_loopback_address(host))
     except ValueError:
         raise UsageError(f"{url!r} is not a URL.") from None
+    if parts.username is not None or parts.password is not None:
+        raise UsageError(  # it would be in logs; a set of public keys needs none
+            "The identity provider's URL has a user or a password in it.", hint="Give it without."
+        )
     if not host or not (parts.scheme == "https" or (parts.scheme == "http" and loopback)):
         raise UsageError(
             f"The identity provider's URL {url!r} is not https://.", hint="http:// is for this machine only."

@@ -411,6 +411,13 @@ async def test_a_hub_that_trusts_no_provider_refuses_every_token(tmp_path: Path)
         assert caught.value.code == "not-authorised"
 
 
+@pytest.mark.parametrize("url", ["https://ada:s3cret@id.example", "https://s3cret@id.example/keys"])
+def test_a_password_in_a_providers_url_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(UsageError, match="user or a password") as caught:
+        Provider("https://id.example", AUDIENCE, jwks_url=url)
+    assert "s3cret" not in str(caught.value)
+
+
 def test_a_provider_needs_an_audience_as_well() -> None:
     from hub.config import load_settings
 
