@@ -10,6 +10,7 @@ import importlib
 import inspect
 import io
 import re
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +21,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from hub import guesses
 from hub.config import Settings
+from hub.objects import Objects
 from protocol import codec, limits, messages
 from protocol.errors import LockstepError
 from scanner import worker
@@ -27,6 +29,7 @@ from terminal.link import Link
 from tests.harness.fleets import until
 from tests.harness.hubs import running_hub
 from tests.harness.raw import raw_terminal
+from tests.hub.rooms import add_account, add_terminal, open_rooms, small_disk
 from tests.safety import bombs, ledger
 from tests.safety.limit_cases import CASES, message_of
 
@@ -55,6 +58,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
         "tests.protocol.test_transfer::test_an_acknowledgement_exactly_at_the_limit_shrinks_and_one_just_below_grows",
     ),
     "OUTBOUND_CONTROL_MESSAGES": (
+        f"{HERE}::test_so_many_messages_wait_for_one_terminal_and_past_that_it_is_cut",
         "tests.test_socket::test_a_terminal_with_too_many_messages_waiting_is_cut_and_costs_nobody_else",
         "tests.terminal.test_connection::test_a_peer_that_takes_nothing_is_cut_off_when_the_queue_is_full",
     ),
@@ -89,10 +93,12 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
         "::test_a_hub_that_is_busy_says_how_long_to_wait_and_is_believed_for_a_minute_at_most",
     ),
     "disk_reserve_bytes": (
+        f"{HERE}::test_what_is_stored_never_takes_the_reserve",
         "tests.hub.test_objects::test_a_file_that_would_use_the_disks_reserve_is_refused_and_leaves_nothing",
     ),
     "terminals_per_account": (
         "tests.hub.test_accounts::test_an_account_takes_as_many_terminals_as_it_may_and_no_more",
+        f"{HERE}::test_an_account_has_so_many_terminals_however_many_ask",
     ),
     "sockets_before_login": (
         "tests.test_socket::test_too_many_sockets_before_login_get_503_and_a_time_to_come_again",
@@ -395,3 +401,52 @@ async def test_after_five_wrong_passwords_no_more_are_evaluated_and_devices_log_
         assert codes == ["not-authorised"] * evaluated + ["rate-limited"] * (len(codes) - evaluated)
         async with raw_terminal(hub, like=enrolled) as device:
             await device.login()
+
+
+async def test_an_account_has_so_many_terminals_however_many_ask(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path, terminals_per_account=3) as hub:
+        account = await add_account(hub)
+        codes = []
+        for number in range(30):
+            try:
+                await add_terminal(hub, account, f"PC {number}")
+            except LockstepError as error:
+                codes.append(error.code)
+        assert codes == ["account-full"] * 27
+    ledger.count("limits", "cases", 3)
+
+
+@pytest.mark.parametrize(("many", "is_cut"), [(64, False), (65, True), (640, True)])
+async def test_so_many_messages_wait_for_one_terminal_and_past_that_it_is_cut(
+    many: int, is_cut: bool, tmp_path: Path
+) -> None:
+    assert limits.OUTBOUND_CONTROL_MESSAGES == 64
+    async with running_hub(tmp_path) as hub, raw_terminal(hub) as slow, asyncio.timeout(20):
+        await hub.add_account("ada")
+        await slow.enrol("ada")
+        await slow.hear(messages.Devices)
+        socket = hub.socket_of(slow.terminal)
+        await until(lambda: not socket._outbox)
+        for _ in range(many):
+            socket.queue(codec.encode(messages.Done(re=1)))
+        assert (socket._closing is not None) is is_cut
+        if is_cut:
+            assert (await slow.closed())[0] == 4002
+        else:
+            for _ in range(many):
+                await slow.hear(messages.Done)
+    ledger.count("limits", "cases")
+
+
+@pytest.mark.parametrize(("times", "is_refused"), [(0.9, False), (1.1, True), (10.0, True)])
+def test_what_is_stored_never_takes_the_reserve(times: float, is_refused: bool, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 24 * limits.MIB) as folder:
+        objects = Objects(folder / "objects", reserve_bytes=16 * limits.MIB, store_bytes=limits.GIB)
+        left = shutil.disk_usage(folder).free - 16 * limits.MIB
+        try:
+            objects.check_room("a.deb", int(left * times))
+            code = ""
+        except LockstepError as error:
+            code = error.code
+        assert code == ("disk-full" if is_refused else "")
+    ledger.count("limits", "cases")
