@@ -9,6 +9,7 @@ import asyncio
 import importlib
 import inspect
 import io
+import os
 import re
 import shutil
 import zipfile
@@ -438,6 +439,7 @@ async def test_so_many_messages_wait_for_one_terminal_and_past_that_it_is_cut(
     ledger.count("limits", "cases")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 @pytest.mark.parametrize(("times", "is_refused"), [(0.9, False), (1.1, True), (10.0, True)])
 def test_what_is_stored_never_takes_the_reserve(times: float, is_refused: bool, tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 24 * limits.MIB) as folder:
