@@ -221,7 +221,7 @@ class Accounts:
         identifier = known["terminal_id"] if known else new_id("t")
         columns = {
             "terminal_id": identifier,
-            "name": await free_name(transaction, account_id, identifier, request.name),
+            "name": await free_name(transaction, account_id, identifier, allowed_name(request.name)),
             "sealing_key": request.sealing_key,
             "device": msgspec.json.encode(request.device),
             "address": address,
@@ -405,7 +405,7 @@ async def _is_taken(transaction: Transaction, account_id: str, terminal: str, na
 
 async def free_name(transaction: Transaction, account_id: str, terminal: str, wanted: str) -> str:
     """Return `wanted`, with a number behind it where another device of the account is called that."""
-    for name in _names(allowed_name(wanted) or "device"):
+    for name in _names(wanted or "device"):
         if not await _is_taken(transaction, account_id, terminal, name):
             return name
     raise ConflictError(f"Every name like {wanted!r} is taken.", code="name-taken")
@@ -414,7 +414,8 @@ async def free_name(transaction: Transaction, account_id: str, terminal: str, wa
 def allowed_name(name: str) -> str:
     """Return `name` as one printable line, for logs and tables. Raises UsageError for what means something else."""
     line = "".join(character if character.isprintable() else " " for character in name).strip()
-    if line.casefold() == "all" or IDENTIFIER.fullmatch(line):
+    folded = line.casefold()
+    if folded == "all" or folded.startswith("tag:") or IDENTIFIER.fullmatch(line):
         raise UsageError(f"A device cannot be called {line!r}: that is how others are meant.", code="bad-name")
     return line
 

@@ -1,8 +1,8 @@
 """Which devices a person means, how their targets stand, and the exit code that says so to a script.
 
 Pure. A target is named by its terminal id, by its name, or by its name in other letter case, in this order; `all` means
-every other device of the account, `tag:TAG` every other one with that tag. `SYNC_EXIT_CODES` and `ERROR_EXIT_CODES` are
-the two tables every command ends by.
+every other device of the account, `tag:TAG` every other one with that tag, whatever any device calls itself.
+`SYNC_EXIT_CODES` and `ERROR_EXIT_CODES` are the two tables every command ends by.
 """
 
 import difflib
@@ -56,21 +56,28 @@ def choose_targets(given: Iterable[str], devices: Sequence[DeviceRow], this: str
 
 
 def choose_device(given: str, devices: Sequence[DeviceRow]) -> DeviceRow:
-    """Return the one device that `given` names. Raises as `choose_targets` does."""
+    """Return the one device that `given` names. Raises as `choose_targets` does, UsageError for a tag."""
+    if _is_tag(given):
+        raise UsageError(f"{given!r} is a tag, not a device.", hint="Give the name or the id of the one you mean.")
     terminal = _terminal_named(given, devices)
     return next(device for device in devices if device.terminal == terminal)
 
 
 def _names_in(value: str, devices: Sequence[DeviceRow]) -> list[str]:
-    """Split at commas, unless a device has just this name, commas and all."""
-    if value in {device.name for device in devices}:
+    """Split at commas, unless a device has just this name, commas and all; no name stands for a tag."""
+    names = [name.strip() for name in value.split(",") if name.strip()]
+    if value in {device.name for device in devices} and not any(_is_tag(name) for name in names):
         return [value]
-    return [name.strip() for name in value.split(",") if name.strip()]
+    return names
+
+
+def _is_tag(name: str) -> bool:
+    return name.casefold().startswith(TAG)
 
 
 def _terminals(name: str, devices: Sequence[DeviceRow], this: str) -> list[str]:
-    """Return the ids of the devices that `name` means: a tag's, unless a device is called just so."""
-    if not name.casefold().startswith(TAG) or name in {device.name for device in devices}:
+    """Return the ids of the devices that `name` means, or its tag."""
+    if not _is_tag(name):
         return [_terminal_named(name, devices)]
     tag = name[len(TAG) :].strip().casefold()
     tagged = [device for device in devices if tag in {one.casefold() for one in device.tags}]

@@ -5,10 +5,12 @@ import json
 from contextlib import nullcontext
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
 from hub.cli import main
+from hub.store import Transaction
 from protocol import keys
 from protocol.errors import ConflictError, RefusedError, UnknownNameError, UsageError
 from tests.hub.rooms import PASSWORD, PC, add_account, add_terminal, enrol_message, open_rooms
@@ -95,12 +97,30 @@ async def test_each_login_has_the_next_connection_number(tmp_path: Path) -> None
         assert not again.receives
 
 
-@pytest.mark.parametrize("name", ["all", "ALL", "t-58abcdefgh"])
+@pytest.mark.parametrize("name", ["all", "ALL", "t-58abcdefgh", "tag:hall", " Tag:hall"])
 async def test_a_name_that_means_something_else_is_refused(name: str, tmp_path: Path) -> None:
     async with open_rooms(tmp_path) as hub:
         account = await add_account(hub)
+        terminal = await add_terminal(hub, account, "TV")
         with pytest.raises(UsageError, match="cannot be called"):
             await hub.accounts.enrol(account, enrol_message(name), "")
+        with pytest.raises(UsageError, match="cannot be called"):
+            await hub.accounts.update(terminal, name, None)
+
+
+async def test_a_device_that_an_older_hub_let_have_such_a_name_logs_in_and_can_be_revoked(tmp_path: Path) -> None:
+    async with open_rooms(tmp_path) as hub:
+        terminal = await add_terminal(hub, await add_account(hub), "TV")
+
+        async def body(transaction: Transaction) -> None:
+            columns = {"name": "tag:hall", "device": msgspec.json.encode(PC)}
+            await transaction.rows("update_terminal", terminal_id=terminal.terminal_id, **columns)
+
+        await hub.store.transaction(body)
+        again = await hub.accounts.count_login(terminal.terminal_id, PC, "", receives=True)
+        assert (await hub.accounts.update(again, None, PC)).name == "tag:hall"
+        revoked, _ = await hub.revocation.revoke("ada", "tag:hall")
+        assert revoked.terminal_id == terminal.terminal_id
 
 
 async def test_nobody_may_publish_until_the_account_has_the_right_and_it_can_be_taken_back(tmp_path: Path) -> None:

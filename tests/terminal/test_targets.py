@@ -8,7 +8,15 @@ from protocol import errors
 from protocol.device import DeviceInfo
 from protocol.life import FINAL, GOOD, State
 from protocol.messages import DeviceRow, TargetRow
-from terminal.targets import Choice, Standing, choose_targets, error_exit_code, is_waited_for, standing_of
+from terminal.targets import (
+    Choice,
+    Standing,
+    choose_device,
+    choose_targets,
+    error_exit_code,
+    is_waited_for,
+    standing_of,
+)
 from terminal.targets import sync_exit_code as exit_code
 
 DONE = TargetRow(terminal="t-1", name="Phone", state="done")
@@ -216,9 +224,13 @@ def test_a_tag_means_every_other_device_that_has_it_each_once() -> None:
     assert choose_targets(("tag:hall", "C"), devices).targets == ("t-1", "t-2", "t-3")
 
 
-def test_a_device_that_is_called_like_a_tag_is_itself() -> None:
-    devices = (tagged("t-1", "tag:hall"), tagged("t-2", "B", "hall"))
-    assert choose_targets(("tag:hall",), devices).targets == ("t-1",)
+@pytest.mark.parametrize("given", ["tag:hall", "TAG:hall", "tag:hall,tag:hall", "C,tag:hall"])
+def test_no_device_takes_the_place_of_a_tag_by_its_name(given: str) -> None:
+    devices = (tagged("t-1", given), tagged("t-2", "B", "hall"), tagged("t-3", "C", "hall"))
+    assert set(choose_targets((given,), devices).targets) == {"t-2", "t-3"}
+    with pytest.raises(errors.UsageError, match="is a tag, not a device"):
+        choose_device("tag:hall", devices)
+    assert choose_device("t-1", devices).name == given
 
 
 def test_a_tag_that_no_other_device_has_is_an_error() -> None:
