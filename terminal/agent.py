@@ -269,12 +269,19 @@ class Agent:
         if self._connection is None:
             await self._dialled()
         if self._connection is None:
-            raise UnavailableError(f"The hub is away: {self._why_away.message}")
+            raise self._why_not()
         return await self._connection.link.request(request)
+
+    def _why_not(self) -> LockstepError:
+        """Return why a request cannot be passed on: the hub's own refusal, or that it is away."""
+        why = self._why_away
+        if isinstance(why, RefusedError):  # a new one, or each who raises it would lengthen its traceback
+            return type(why)(why.message, hint=why.hint, code=why.code)
+        return UnavailableError(f"The hub is away: {why.message}")
 
     async def _stream(self, message: Message) -> None:
         if self._connection is None:
-            raise UnavailableError(f"The hub is away: {self._why_away.message}")
+            raise self._why_not()
         await self._connection.link.stream(message)
 
 
@@ -283,7 +290,7 @@ def _may_pass(error: LockstepError) -> bool:
 
     Nor does an account that is disabled: its terminals are not at hand when it is enabled again.
     """
-    passes = error.code in ("state-folder", "account-disabled")
+    passes = error.code in ("state-folder", "account-disabled", "rate-limited")
     return passes or not isinstance(error, (RefusedError, UsageError, BadFileError))
 
 

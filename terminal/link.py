@@ -70,7 +70,7 @@ ERRORS: Final[dict[str, type[LockstepError]]] = {
     "wrong-digest": TransferError,
     "state-folder": RefusedError,
     "disk-failed": UnavailableError,  # the hub ends and is started again: no reason for a terminal to end too
-    "rate-limited": UnavailableError,
+    "rate-limited": RefusedError,
     "unavailable": UnavailableError,
     "busy": UnavailableError,
     "too-slow": UnavailableError,

@@ -14,12 +14,13 @@ import pytest
 
 from protocol import keys, messages
 from protocol.device import DeviceInfo
-from protocol.errors import LockstepError, NotLoggedInError, RefusedError, UnavailableError, UnknownNameError
+from protocol.errors import LockstepError, NotLoggedInError, RefusedError, UnknownNameError
 from terminal.agent import run_agent
 from terminal.client import enrol, open_client
 from terminal.pairing import PairingShown
 from terminal.simulated import DEFAULT_MIX, make_devices, make_fleet
 from terminal.state import Identity, StateFolder
+from terminal.targets import ExitCode, error_exit_code
 from tests.harness.hubs import PASSWORD, HubProcess, RunningHub, running_hub
 from tests.harness.providers import AUDIENCE, serving_provider, token
 
@@ -189,9 +190,10 @@ async def test_wrong_codes_are_few(tmp_path: Path) -> None:
             for _ in range(5):
                 with pytest.raises(UnknownNameError):
                     await client.pairing("BBBBBBBB")
-            with pytest.raises(UnavailableError) as caught:
+            with pytest.raises(RefusedError) as caught:
                 await client.pairing(code)
         assert caught.value.code == "rate-limited"
+        assert error_exit_code(caught.value) is ExitCode.FAILED, "the hub has answered"
         await television.give_up()
 
 

@@ -10,12 +10,13 @@ from msgspec import structs
 from websockets.exceptions import ConnectionClosed
 
 from protocol import limits, messages
-from protocol.errors import LockstepError, NotLoggedInError, ProtocolError
+from protocol.errors import LockstepError, NotLoggedInError, ProtocolError, RefusedError
 from terminal import session
 from terminal.client import open_client
 from terminal.connection import standing_words
 from terminal.session import LoggingIn, Session
 from terminal.state import StateFolder
+from terminal.targets import ExitCode, error_exit_code
 from tests.terminal.scripted import DEVICE, DEVICE_KEY, HUB_KEY, Peer, challenge_for, hub
 from tests.terminal.test_connection import hang_up, identity_at, running
 
@@ -134,6 +135,26 @@ async def test_an_agent_whose_account_is_disabled_comes_back_when_it_is_enabled(
         await agent.until("connected", times=2)
     assert reasons == ["account-disabled"] * 2
     assert folder.standing() is None
+
+
+async def test_a_request_while_the_account_is_disabled_is_refused_as_the_hub_said_and_not_away(
+    folder: StateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("protocol.limits.RECONNECT_LARGEST_SECONDS", 3600.0)
+
+    async def refuses_it(peer: Peer) -> None:
+        await refuses_login(peer, "account-disabled")
+
+    async with hub(refuses_it, refuses_it, refuses_it) as url, running(folder, url) as agent:
+        await agent.until("reconnecting")
+        async with open_client(folder) as client, asyncio.timeout(10):
+            for _ in range(2):
+                with pytest.raises(RefusedError, match="This device is not let in") as caught:
+                    await client.devices()
+                assert caught.value.code == "account-disabled"
+                assert "away" not in str(caught.value) and "enable" in caught.value.hint
+                assert error_exit_code(caught.value) is ExitCode.FAILED
+        assert not agent.task.done(), "the agent goes on"
 
 
 # --- one run, one process -------------------------------------------------------------------------------------------
