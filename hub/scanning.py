@@ -31,7 +31,7 @@ from msgspec import Struct, structs
 from hub.objects import Objects
 from protocol.errors import LockstepError, UnavailableError, UsageError
 from protocol.limits import KIB
-from scanner import Scanned
+from scanner import HUB_LEVELS, Scanned
 from scanner.child import ChildFailure, hear_child, start_child
 from scanner.rules import STARTER_SET, RuleSet, read_rules
 from scanner.yara import ENGINE, NOT_SCANNED, scan
@@ -124,7 +124,7 @@ class YaraEngine:
         """Scan an open file in a worker process."""
         version = self.rules_version()
         try:
-            scanned = scan(file, name, self.rules().compiled, seconds=seconds, gone=gone)
+            scanned = scan(file, name, self.rules().compiled, levels=HUB_LEVELS, seconds=seconds, gone=gone)
         except UnavailableError as error:
             return EngineVerdict(engine=self.name, verdict=NOT_SCANNED, rules=version, detail=error.message)
         except OSError as error:

@@ -10,6 +10,8 @@ from msgspec import Struct
 Severity: TypeAlias = Literal["infected", "suspicious"]
 
 FINDINGS: Final = 64  # that are told of one scan
+TERMINAL_LEVELS: Final = 2  # of archives that are opened
+HUB_LEVELS: Final = TERMINAL_LEVELS + 1  # an installer around what a terminal finds unpacked: clean here is clean there
 PLACES: Final = 4  # of one rule: one that does not count to whoever asked must leave room for those that do
 TOO_MANY: Final = "too_many_findings"  # the rule under which it is told that there was no room for some
 

@@ -1,9 +1,10 @@
-"""One level of archives: the files inside a zip, tar, deb, rpm or packed file, one after the other, as streams.
+"""The files inside a zip, tar, deb, rpm or packed file, and in archives in those, one after the other, as streams.
 
 Runs only in the scan worker, whose limits bound what a hostile archive can cost; here are the bounds that a large
 honest one meets. What cannot be looked into is told as Unseen, never passed over: an encrypted member, a packing nobody
-here knows, damage, and whatever is beyond the bounds. An archive inside an archive is a file like any other, apart from
-what is one thing to whoever installs it: a deb's or rpm's payload, a packed tar, an APK in an `.apks`.
+here knows, damage, and whatever is beyond the bounds. How many levels of archives are opened is the caller's to say;
+below them an archive is a file like any other. One level is what is one thing to whoever installs it: a deb's or rpm's
+payload, a packed tar, an APK in an `.apks` and what is in that.
 
 Sources: PKWARE APPNOTE 6.3.10 and POSIX pax by way of Python's `zipfile` and `tarfile`; deb(5); cpio(5) "newc"; the RPM
 file format (rpm.org, "RPM V4 Package format"): lead, signature, header, payload.
@@ -11,9 +12,11 @@ file format (rpm.org, "RPM V4 Package format"): lead, signature, header, payload
 
 import bz2
 import copy
+import errno
 import gzip
 import io
 import lzma
+import os
 import struct
 import tarfile
 import zipfile
@@ -28,8 +31,8 @@ from protocol.limits import GIB, MIB
 FILES: Final = 100_000
 BYTES: Final = 8 * GIB  # unpacked, of one file that is scanned
 DECOMPRESSOR_MEMORY_BYTES: Final = 128 * MIB
-NESTED_BYTES: Final = 96 * MIB  # of a packed APK inside an `.apks`, which is unpacked into memory
-AR_MEMBERS: Final = 64
+NESTED_BYTES: Final = 96 * MIB  # of packed archives inside archives, which are held in memory, of all levels together
+AR_MEMBERS: Final = 10_000  # a library of object files is one too
 # What the readers raise for input that is damaged, encrypted or packed in a way they do not know.
 UNREADABLE: Final = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, zstandard.ZstdError, struct.error,
@@ -46,6 +49,7 @@ _CPIO: Final = (b"070701", b"070702")
 _CPIO_HEADER_BYTES: Final = 110
 _TAR_BLOCK_BYTES: Final = 512
 _DRAIN_BYTES: Final = MIB
+_END_BYTES: Final = 65_557  # in which a zip's end record is, with the longest comment
 _ENCRYPTED: Final = 0x1
 
 
@@ -66,16 +70,90 @@ class Unseen(NamedTuple):
 Part: TypeAlias = "tuple[str, Stream] | Unseen"
 
 
-def files_inside(file: BinaryIO) -> Iterator[Part]:
+def files_inside(file: BinaryIO, levels: int) -> Iterator[Part]:
     """Yield the files inside `file` with their paths, each to be read before the next is asked for.
 
-    A file that is no archive yields nothing. Never raises for what the file holds; reading a stream may raise one of
+    What is in an archive comes right behind it, down to `levels` of them (1: only what is in `file` itself). A file
+    that is no archive yields nothing. Never raises for what the file holds; reading a stream may raise one of
     UNREADABLE, and the next one is then asked for as usual.
     """
+    yield from _files_inside(file, "", levels, NESTED_BYTES)
+
+
+def _files_inside(file: BinaryIO, within: str, levels: int, room_bytes: int) -> Iterator[Part]:
     try:
-        yield from _parts(file)
+        for part in _parts(file):
+            where = _joined(within, part[0])
+            if isinstance(part, Unseen):
+                yield Unseen(where, part.why)
+                continue
+            left = levels if _is_split(part) and not within else levels - 1
+            if not left:
+                yield where, part[1]
+                continue
+            member = _Kept(part[1], room_bytes)
+            yield where, member
+            yield from _inside_member(member, where, left, room_bytes)
     except UNREADABLE as error:
-        yield Unseen("", reason(error))
+        yield Unseen(within, reason(error))
+
+
+def _is_split(part: "tuple[str, Stream]") -> bool:
+    """Whether it is an APK in an `.apks`, which are one installer."""
+    return isinstance(part[1], _Checked) and part[0].endswith(".apk")
+
+
+def _inside_member(member: "_Kept", where: str, levels: int, room_bytes: int) -> Iterator[Part]:
+    """Yield what is inside a member that was read: in place where it lies there unpacked, otherwise from memory."""
+    if (in_place := member.in_place) is not None:
+        yield from _files_inside(in_place, where, levels, room_bytes)
+    elif (content := member.content) is not None:
+        yield from _files_inside(content, where, levels, room_bytes - member.size)
+    elif member.may_be_archive:
+        yield Unseen(where, f"packed and, with what it is in, of more than {NESTED_BYTES // MIB} MiB")
+
+
+class _Kept:
+    """A member of an archive that is kept while it is read, for what may be inside it; at most `room_bytes` of it."""
+
+    def __init__(self, stream: Stream, room_bytes: int) -> None:
+        self._stream, self._room_bytes = stream, room_bytes
+        self._content: io.BytesIO | None = io.BytesIO()
+        self._start = self._end = b""
+        self._is_whole = False
+        self.size = 0
+
+    def read(self, size: int, /) -> bytes:
+        content = self._stream.read(size)
+        self._is_whole = bool(size) and not content
+        self._start += content[: _TAR_BLOCK_BYTES - len(self._start)]
+        self._end = (self._end + content[-_END_BYTES:])[-_END_BYTES:]
+        self.size += len(content)
+        if self.size > self._room_bytes or self.in_place is not None:
+            self._content = None
+        elif self._content is not None:
+            self._content.write(content)
+        return content
+
+    @property
+    def in_place(self) -> BinaryIO | None:
+        """The member as a file, where it lies unpacked in one."""
+        return self._stream.in_place if isinstance(self._stream, _Checked) else None
+
+    @property
+    def content(self) -> BinaryIO | None:
+        """The member as a file, where there was room for all of it; empty where it was not read to its end."""
+        if self._content is None:
+            return None
+        content = self._content if self._is_whole else io.BytesIO()
+        content.seek(0)
+        return io.BufferedReader(content)  # which peeks
+
+    @property
+    def may_be_archive(self) -> bool:
+        """Whether it starts or ends as an archive does."""
+        is_archive = self._start.startswith((_AR, _RPM, _ZIP)) or _unpacker(self._start) is not None
+        return is_archive or _is_tar(self._start) or zipfile.is_zipfile(io.BytesIO(self._end))
 
 
 def reason(error: Exception) -> str:
@@ -113,9 +191,9 @@ def _appended_zip(file: BinaryIO) -> Iterator[Part]:
     yield from _zip(archive, file)
 
 
-def _zip(archive: zipfile.ZipFile, file: BinaryIO, within: str = "") -> Iterator[Part]:
+def _zip(archive: zipfile.ZipFile, file: BinaryIO) -> Iterator[Part]:
     for info in archive.infolist():
-        where = within + info.filename
+        where = info.filename
         if info.is_dir() and not info.compress_size and not info.file_size:
             continue
         if info.flag_bits & _ENCRYPTED:
@@ -124,20 +202,18 @@ def _zip(archive: zipfile.ZipFile, file: BinaryIO, within: str = "") -> Iterator
         whole = copy.copy(info)
         whole.file_size, whole.CRC = BYTES, None  # type: ignore[assignment] # read to its end, whatever is said of it
         try:
-            yield where, _Checked(archive.open(whole), info)
+            yield where, _Checked(archive.open(whole), info, file)
         except UNREADABLE as error:
             yield Unseen(where, reason(error))
-            continue
-        if not within and info.filename.endswith(".apk"):
-            yield from _nested(archive, info, file)
 
 
 class _Checked:
     """A member of a zip; at its end it raises BadZipFile where the directory says something else of it."""
 
-    def __init__(self, stream: Stream, info: zipfile.ZipInfo) -> None:
+    def __init__(self, stream: Stream, info: zipfile.ZipInfo, file: BinaryIO) -> None:
         self._stream, self._said = stream, (info.file_size, info.CRC)
         self._size = self._checksum = 0
+        self.in_place = _in_place(info, file)
 
     def read(self, size: int, /) -> bytes:
         content = self._stream.read(size)
@@ -148,25 +224,14 @@ class _Checked:
         return content
 
 
-def _nested(archive: zipfile.ZipFile, info: zipfile.ZipInfo, file: BinaryIO) -> Iterator[Part]:
-    """Yield what is in an APK inside an `.apks`: in place where it is stored, otherwise from memory."""
-    try:
-        if info.compress_type == zipfile.ZIP_STORED:
-            inner: BinaryIO = io.BufferedReader(_Slice(file, _content_offset(info, file), info.file_size))
-        elif info.file_size <= NESTED_BYTES:
-            inner = io.BytesIO(archive.read(info))
-        else:
-            yield Unseen(info.filename, f"packed and of more than {NESTED_BYTES // MIB} MiB")
-            return
-        yield from _zip(zipfile.ZipFile(inner), inner, f"{info.filename}/")
-    except UNREADABLE as error:
-        yield Unseen(info.filename, reason(error))
-
-
-def _content_offset(info: zipfile.ZipInfo, file: BinaryIO) -> int:
+def _in_place(info: zipfile.ZipInfo, file: BinaryIO) -> BinaryIO | None:
+    """Return a member as a file where it lies unpacked in the zip."""
+    if info.compress_type != zipfile.ZIP_STORED:
+        return None
     file.seek(info.header_offset + 26)
     name_bytes, extra_bytes = struct.unpack("<HH", file.read(4))
-    return info.header_offset + 30 + int(name_bytes) + int(extra_bytes)
+    start = info.header_offset + 30 + int(name_bytes) + int(extra_bytes)
+    return io.BufferedReader(_Slice(file, start, info.compress_size))
 
 
 # --- packed files and tar -----------------------------------------------------------------------------------------
@@ -274,7 +339,7 @@ def _tar(where: str, stream: BinaryIO) -> Iterator[Part]:
 
 
 def _joined(where: str, name: str) -> str:
-    return f"{where}/{name.removeprefix('./')}" if where else name.removeprefix("./")
+    return "/".join(part for part in (where, name.removeprefix("./")) if part)
 
 
 # --- deb and rpm --------------------------------------------------------------------------------------------------
@@ -377,7 +442,7 @@ class _Slice(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         self._at = offset + (0, self._at, self._size)[whence]
         if self._at < 0:
-            raise ValueError(offset)
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))  # as a file does, which `zipfile` counts on
         return self._at
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]

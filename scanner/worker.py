@@ -33,14 +33,14 @@ PATH_CHARACTERS: Final = 200
 def main() -> NoReturn:
     """Compile the rules on standard input, or scan the file there; write the answer and end at once.
 
-    The last two arguments are how many seconds of processor time that may take, and the descriptor of the compiled
-    rules, empty where some are to be compiled.
+    The last three arguments are how many seconds of processor time that may take, how many levels of archives are
+    opened, and the descriptor of the compiled rules, empty where some are to be compiled.
     """
-    *_, seconds, rules = sys.argv
+    *_, seconds, levels, rules = sys.argv
     _warm_up()
     memory_bytes = SCAN_MEMORY_BYTES if rules else COMPILE_MEMORY_BYTES
     give_up_rights(memory_bytes=memory_bytes, processor_seconds=int(seconds))
-    answer = _scan(_opened(0), _opened(int(rules)).read()) if rules else _compile(_opened(0).read())
+    answer = _scan(_opened(0), _opened(int(rules)).read(), int(levels)) if rules else _compile(_opened(0).read())
     sys.stdout.buffer.write(msgspec.msgpack.encode(answer))
     sys.stdout.buffer.flush()
     os._exit(0)
@@ -71,10 +71,10 @@ def _compile(source: bytes) -> Compiled:
     return Compiled(content=kept.getvalue(), rules=sum(1 for _ in rules))
 
 
-def _scan(file: BinaryIO, rules: bytes) -> Scanned:
+def _scan(file: BinaryIO, rules: bytes, levels: int) -> Scanned:
     scan = _Scan(yara_x.Scanner(yara_x.Rules.deserialize_from(io.BytesIO(rules))))
     scan.look_at("", file)
-    for part in files_inside(file):
+    for part in files_inside(file, levels):
         if isinstance(part, Unseen):
             scan.note_unseen(*part)
         else:

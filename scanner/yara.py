@@ -62,8 +62,10 @@ def compile_counted(source: bytes, gone: threading.Event | None = None) -> Compi
     return compiled
 
 
-def scan(file: BinaryIO, name: str, compiled: bytes, *, seconds: float, gone: threading.Event | None = None) -> Scanned:
-    """Scan an open file, which is called `name`, and what is inside it where it is an archive. Blocking.
+def scan(
+    file: BinaryIO, name: str, compiled: bytes, *, levels: int, seconds: float, gone: threading.Event | None = None
+) -> Scanned:
+    """Scan an open file, which is called `name`, and what is inside it, down to `levels` of archives. Blocking.
 
     Takes at most `seconds` on the clock and of processor time. Raises UnavailableError, code `not-scanned`, with the
     reason in words, when the engine does not end well, takes longer, or `gone` is set; OSError where there is no room
@@ -74,7 +76,8 @@ def scan(file: BinaryIO, name: str, compiled: bytes, *, seconds: float, gone: th
         file.flush()
         rules.flush()
         try:
-            answer = _ask(file, str(rules.fileno()), seconds=seconds, answer_bytes=ANSWER_BYTES, gone=gone)
+            descriptor = str(rules.fileno())
+            answer = _ask(file, descriptor, levels, seconds=seconds, answer_bytes=ANSWER_BYTES, gone=gone)
         except ChildFailure as failure:
             raise _failed(_words(failure, seconds)) from None
     scanned = _decode(answer, Scanned)
@@ -85,10 +88,16 @@ def scan(file: BinaryIO, name: str, compiled: bytes, *, seconds: float, gone: th
 
 
 def _ask(
-    file: BinaryIO, rules: str, *, seconds: float, answer_bytes: int, gone: threading.Event | None = None
+    file: BinaryIO,
+    rules: str,
+    levels: int = 0,
+    *,
+    seconds: float,
+    answer_bytes: int,
+    gone: threading.Event | None = None,
 ) -> bytes:
     return ask_child(
-        python_command("scanner.worker", str(ceil(seconds)), rules),
+        python_command("scanner.worker", str(ceil(seconds)), str(levels), rules),
         file.fileno(),
         (int(rules),) if rules else (),
         seconds=seconds,

@@ -33,7 +33,7 @@ from protocol.device import InstallerKind
 from protocol.errors import LockstepError, RefusedError, TransferError, UnavailableError, UsageError
 from protocol.limits import GIB, MIB
 from protocol.messages import FindingRow, InstalledProgram, PostureReport, PostureRequest
-from scanner import FINDINGS, PLACES, Scanned, yara
+from scanner import FINDINGS, PLACES, TERMINAL_LEVELS, Scanned, yara
 from terminal.installers import Runner
 from terminal.programfiles import Places, Unlisted, files_of, open_regular
 from terminal.state import SavedPosture, StateFolder, despite_full_disk
@@ -238,7 +238,9 @@ class Scan:
     def _ask(self, file: BinaryIO, name: str) -> Scanned | None:
         """Return what the engine says, None where it fails at this file. Raises UnavailableError and StoppedError."""
         try:
-            return yara.scan(file, name, self._rules, seconds=self._budget.file_seconds, gone=self._gone)
+            return yara.scan(
+                file, name, self._rules, levels=TERMINAL_LEVELS, seconds=self._budget.file_seconds, gone=self._gone
+            )
         except UnavailableError as error:
             if self._gone.is_set():
                 raise StoppedError from None

@@ -228,7 +228,7 @@ def offer_in_pages(pages: int) -> object:
 def ar_of(members: int) -> object:
     """Look into an ar archive of so many members."""
     member = f"{'a':<16}{0:<12}{0:<6}{0:<6}{'100644':<8}{0:<10}`\n".encode()
-    inside = list(unpacking.files_inside(io.BytesIO(b"!<arch>\n" + member * members)))
+    inside = list(unpacking.files_inside(io.BytesIO(b"!<arch>\n" + member * members), 1))
     if any(isinstance(part, unpacking.Unseen) and "more than" in part.why for part in inside):
         raise RefusedError("The rest of it is not looked at, and that is said.", code="unseen")
     return None

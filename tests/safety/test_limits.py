@@ -217,7 +217,7 @@ def test_a_limit_holds_at_it_just_past_it_and_ten_times_past_it(name: str) -> No
 def scanned(data: bytes) -> tuple[str, ...]:
     """What a scan says it has not looked at."""
     rules = worker._compile(b"rule nothing { condition: false }").content
-    return worker._scan(io.BytesIO(data), rules).skipped
+    return worker._scan(io.BytesIO(data), rules, 1).skipped
 
 
 def zip_of(count: int, content: bytes = b"") -> bytes:

@@ -18,9 +18,10 @@ import pytest
 
 from protocol.errors import UnavailableError, UsageError
 from protocol.limits import MIB, RULES_BYTES
-from scanner import FINDINGS, PLACES, TOO_MANY, Finding, Scanned, yara
+from scanner import FINDINGS, HUB_LEVELS, PLACES, TERMINAL_LEVELS, TOO_MANY, Finding, Scanned, yara
 from scanner.child import ChildFailure, ask_child
 from scanner.rules import STARTER_SET, RuleSet, read_rules
+from scanner.unpacking import FILES, NESTED_BYTES, UNREADABLE, Unseen, files_inside
 from scanner.worker import OVERLAP_BYTES, WINDOW_BYTES
 from tests.harness.installers import make_installer
 from tests.scanner import archives
@@ -41,10 +42,12 @@ def compiled(source: str) -> bytes:
     return yara.compile_rules(source.encode())
 
 
-def scan(content: bytes, name: str = "file", rules: bytes | None = None, seconds: float = 30.0) -> Scanned:
+def scan(
+    content: bytes, name: str = "file", rules: bytes | None = None, seconds: float = 30.0, levels: int = HUB_LEVELS
+) -> Scanned:
     with tempfile.TemporaryFile() as file:
         file.write(content)
-        return yara.scan(file, name, rules or starter_set().compiled, seconds=seconds)
+        return yara.scan(file, name, rules or starter_set().compiled, levels=levels, seconds=seconds)
 
 
 def found(content: bytes, name: str = "file") -> list[tuple[str, str]]:
@@ -100,7 +103,7 @@ def test_no_starter_rule_fires_on_any_real_installer_and_all_of_each_is_seen() -
     for file in sorted(SAMPLES.rglob("*")):
         if file.is_file():
             with file.open("rb") as stream:
-                scanned = yara.scan(stream, file.name, starter_set().compiled, seconds=60)
+                scanned = yara.scan(stream, file.name, starter_set().compiled, levels=HUB_LEVELS, seconds=60)
             if scanned.findings or scanned.skipped:
                 told[file.name] = (scanned.findings, scanned.skipped)
     assert told == {}
@@ -199,10 +202,88 @@ def test_what_there_is_no_room_for_is_told_under_a_name_of_its_own() -> None:
     )
 
 
-def test_an_archive_inside_an_archive_is_a_file_like_any_other() -> None:
-    inner = archives.zipped("a", EICAR)
-    scanned = scan(archives.zipped("inner.zip", inner))
-    assert (scanned.findings, scanned.files, scanned.skipped) == ((), 2, ())
+NESTINGS = {
+    "zip": lambda content: archives.zipped("in.zip", content),
+    "stored zip": lambda content: archives.zipped("in.zip", content, method=zipfile.ZIP_STORED),
+    "tar": lambda content: archives.tarred("in.tar", content),
+    "tar.xz": lambda content: archives.PACKERS[".xz"](archives.tarred("in.tar", content)),
+    "deb": lambda content: archives.deb(".gz", "in.deb", content),
+    "gzip": archives.PACKERS[".gz"],
+}
+
+
+@pytest.mark.parametrize("outer", NESTINGS)
+@pytest.mark.parametrize("inner", NESTINGS)
+def test_an_archive_inside_an_archive_is_opened_down_to_the_levels_asked_for(outer: str, inner: str) -> None:
+    packed = NESTINGS[outer](NESTINGS[inner](NESTINGS["gzip"](EICAR)))
+    assert seen(packed, 3) == (True, ())
+    assert seen(NESTINGS["gzip"](archives.zipped("a", EICAR)), 1) == (False, ())
+
+
+def seen(content: bytes, levels: int) -> tuple[bool, tuple[str, ...]]:
+    """Whether EICAR is seen in an archive, and what is unseen; read here, as a worker for each case takes its time."""
+    is_seen, unseen = False, []
+    for part in files_inside(io.BufferedReader(io.BytesIO(content)), levels):
+        if isinstance(part, Unseen):
+            unseen.append(part.why)
+            continue
+        whole = bytearray()
+        while read := part[1].read(MIB):
+            whole += read
+        is_seen = is_seen or EICAR in whole
+    return is_seen, tuple(unseen)
+
+
+def test_a_worker_finds_what_is_in_an_archive_inside_an_archive_and_says_where() -> None:
+    wheel = archives.zipped("x/n.zip", archives.zipped("deep/a", EICAR))
+    assert found(wheel, "x.whl") == [("EICAR_test_file", "x.whl: x/n.zip/deep/a")]
+
+
+@pytest.mark.parametrize("inner", NESTINGS)
+def test_what_a_terminal_finds_in_what_was_unpacked_the_hub_finds_in_the_installer(inner: str) -> None:
+    unpacked = EICAR
+    for _ in range(TERMINAL_LEVELS):
+        unpacked = NESTINGS[inner](unpacked)
+    assert seen(unpacked, TERMINAL_LEVELS) == (True, ())
+    for outer in NESTINGS.values():
+        assert seen(outer(unpacked), HUB_LEVELS) == (True, ())
+
+
+def test_an_archive_below_the_last_level_is_a_file_like_any_other() -> None:
+    content = EICAR
+    for _ in range(HUB_LEVELS + 1):
+        content = archives.zipped("inner.zip", content)
+    scanned = scan(content)
+    assert (scanned.findings, scanned.files, scanned.skipped) == ((), HUB_LEVELS + 1, ())
+
+
+def test_the_files_of_all_levels_count_together_and_what_is_beyond_is_told_as_unseen() -> None:
+    level = archives.zipped_all([b""] * 400)
+    level = archives.zipped_all([level] * 400)
+    told = scan(level, rules=compiled("rule never { condition: false }"), seconds=60.0)
+    assert any("beyond" in one for one in told.skipped)
+    assert told.files == FILES + 1
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_large_archive_inside_an_archive_is_opened_where_it_lies_and_unseen_where_it_is_packed(method: int) -> None:
+    inner = io.BytesIO()
+    with zipfile.ZipFile(inner, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("filling", bytes(NESTED_BYTES))
+        archive.writestr("a", archives.zipped("b", EICAR))
+    whole = archives.zipped("large.zip", inner.getvalue(), method=method)
+    stored = method == zipfile.ZIP_STORED
+    limit = f"packed and, with what it is in, of more than {NESTED_BYTES // MIB} MiB"
+    assert seen(whole, HUB_LEVELS) == ((True, ()) if stored else (False, (limit,)))
+    if not stored:
+        assert scan(whole, seconds=60.0).skipped == (f"large.zip: {limit}",)
+
+
+def test_a_damaged_or_encrypted_archive_inside_an_archive_is_told_as_unseen() -> None:
+    locked = with_flag(archives.zipped("a", b"x" * 99), 1)
+    assert scan(archives.zipped("n.zip", locked)).skipped == ("n.zip/a: encrypted",)
+    cut = archives.PACKERS[".xz"](os.urandom(5000))[:2500]
+    assert scan(archives.zipped("n.xz", cut)).skipped == ("n.xz: damaged (EOFError)",)
 
 
 # --- what cannot be seen --------------------------------------------------------------------------------------------
@@ -267,12 +348,10 @@ def test_a_data_archive_that_is_no_tar_is_told_as_unseen() -> None:
 @pytest.mark.parametrize("make", [lambda: archives.zipped("a", EICAR), lambda: archives.deb(".xz", "a", EICAR)])
 def test_an_archive_cut_or_with_a_byte_changed_all_over_it_ends_in_an_answer(make: object) -> None:
     """The reader itself, where thousands of cases take a moment: it yields and tells, and raises nothing."""
-    from scanner.unpacking import UNREADABLE, Unseen, files_inside
-
     whole = make()  # type: ignore[operator]
     for at in range(0, len(whole), 3):
         for damaged in (whole[:at], whole[:at] + bytes([whole[at] ^ 0x41]) + whole[at + 1 :]):
-            for part in files_inside(io.BytesIO(damaged)):
+            for part in files_inside(io.BytesIO(damaged), HUB_LEVELS):
                 if not isinstance(part, Unseen):
                     try:
                         while part[1].read(MIB):
@@ -348,7 +427,7 @@ def test_a_rule_that_loops_ends_as_not_scanned() -> None:
 def test_a_scan_that_needs_more_memory_than_allowed_ends_as_not_scanned() -> None:
     with pytest.raises(UnavailableError, match="more memory") as caught, tempfile.TemporaryFile() as file:
         file.write(lzma_bomb())
-        yara.scan(file, "x", starter_set().compiled, seconds=30)
+        yara.scan(file, "x", starter_set().compiled, levels=HUB_LEVELS, seconds=30)
     assert caught.value.code == "not-scanned"
 
 
@@ -389,7 +468,7 @@ def test_a_scan_nobody_waits_for_ends_at_once() -> None:
     gone.set()
     started = time.monotonic()
     with pytest.raises(UnavailableError), tempfile.TemporaryFile() as file:
-        yara.scan(file, "x", starter_set().compiled, seconds=30, gone=gone)
+        yara.scan(file, "x", starter_set().compiled, levels=HUB_LEVELS, seconds=30, gone=gone)
     assert time.monotonic() - started < 5.0
 
 
