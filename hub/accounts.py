@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from weakref import WeakValueDictionary
 
@@ -57,13 +58,17 @@ class Accounts:
     async def add(self, name: str, password: str, *, may_publish: bool = False) -> None:
         """Add an account; its terminals `may_publish` or not.
 
-        Raises UsageError for a bad name or password, ConflictError when it is there already.
+        The name is kept composed (Unicode NFC), or one that looks the same would be another account. Raises UsageError
+        for a bad name or password, ConflictError when it is there already.
         """
+        name = unicodedata.normalize("NFC", name)
         if not 1 <= len(name) <= limits.NAME_CHARACTERS or not name.isprintable() or name != name.strip():
             raise UsageError(f"{name!r} is not an account name: 1 to {limits.NAME_CHARACTERS} printable characters.")
         password_hash = await self.hash_password(password)
 
         async def body(transaction: Transaction) -> bool:
+            if await find_account(transaction, name) is not None:
+                return False
             added = await transaction.row(
                 "add_account", account_id=new_id("a"), name=name, password_hash=password_hash, now=time.time()
             )
@@ -105,14 +110,15 @@ class Accounts:
         """Give the terminals of an account a right, or take it back. Raises UnknownNameError."""
 
         async def body(transaction: Transaction) -> bool:
-            account = await transaction.row("account_by_name", name=name)
+            account = await find_account(transaction, name)
             if account is None:
                 return False
             held = set(account["rights"].split()) - {right} | ({right} if allowed else set())
             rights = " ".join(one for one in RIGHTS if one in held)
-            await transaction.rows("set_account_rights", name=name, rights=rights)
+            await transaction.rows("set_account_rights", name=account["name"], rights=rights)
             if rights != account["rights"]:
-                await record(transaction, OPERATOR, "account.allow" if allowed else "account.deny", name, right=right)
+                action = "account.allow" if allowed else "account.deny"
+                await record(transaction, OPERATOR, action, account["name"], right=right)
             return True
 
         if not await self._store.transaction(body):
@@ -125,15 +131,16 @@ class Accounts:
         """
 
         async def body(transaction: Transaction) -> bool:
+            account = await find_account(transaction, name)
             other = await transaction.row("account_by_subject", subject=subject)
-            if other is not None and other["name"] != name:
+            if other is not None and (account is None or other["account_id"] != account["account_id"]):
                 raise ConflictError(
                     f"{subject} is linked with the account {other['name']!r} already.", code="subject-taken"
                 )
-            if await transaction.row("account_by_name", name=name) is None:
+            if account is None:
                 return False
-            await transaction.rows("link_account", name=name, subject=subject or None)
-            await record(transaction, OPERATOR, "account.link", name, identity=subject)
+            await transaction.rows("link_account", name=account["name"], subject=subject or None)
+            await record(transaction, OPERATOR, "account.link", account["name"], identity=subject)
             return True
 
         if not await self._store.transaction(body):
@@ -149,11 +156,8 @@ class Accounts:
         Raises RefusedError (`rate-limited`) where too much has been guessed of this account or from this `host`,
         UnavailableError where too many passwords wait to be evaluated.
         """
-
-        async def body(transaction: Transaction) -> Row | None:
-            return await transaction.row("account_by_name", name=name)
-
-        account = await self._store.transaction(body)
+        name = unicodedata.normalize("NFC", name)  # the guesses of one account are counted by it
+        account = await self._store.transaction(lambda transaction: find_account(transaction, name))
         stored = account["password_hash"] if account else None
         if not self._passwords.remembers(stored, password) and not await self._guess(name, stored, password, host):
             return None
@@ -355,11 +359,24 @@ async def _check_nowhere_else(transaction: Transaction, device_key: bytes) -> No
         )
 
 
+async def find_account(transaction: Transaction, name: str) -> Row | None:
+    """Return the account of this name, however its accents are composed (Unicode Standard Annex 15).
+
+    A hub of before kept names as they were given, so the decomposed form is looked for as well.
+    """
+    for form in dict.fromkeys((unicodedata.normalize("NFC", name), name, unicodedata.normalize("NFD", name))):
+        row = await transaction.row("account_by_name", name=form)
+        if row is not None:
+            return row
+    return None
+
+
 async def free_account_name(transaction: Transaction, wanted: str) -> str:
     """Return `wanted` as one printable line, with a number behind it where another account is called that."""
-    line = "".join(character if character.isprintable() else " " for character in wanted).strip()
+    composed = unicodedata.normalize("NFC", wanted)
+    line = "".join(character if character.isprintable() else " " for character in composed).strip()
     for name in _names(line[: limits.NAME_CHARACTERS].strip() or "account"):
-        if await transaction.row("account_by_name", name=name) is None:
+        if await find_account(transaction, name) is None:
             return name
     raise ConflictError(f"Every name like {line!r} is taken.", code="name-taken")
 

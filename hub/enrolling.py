@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from hub.accounts import ELSEWHERE, Accounts, allowed_name, check_key, free_account_name
+from hub.accounts import ELSEWHERE, Accounts, allowed_name, check_key, find_account, free_account_name
 from hub.audit import record
 from hub.config import Settings
 from hub.joinkeys import use
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from hub.oidc import Identity, Provider
 
 PAIRING: Final = "pairing"
+# What the log says of these codes where the proof is a password.
+_PASSWORD_REFUSALS: Final = {"not-authorised": "a wrong password", "rate-limited": "too many wrong passwords"}
 
 
 class Enrolling:
@@ -143,6 +145,16 @@ class Enrolling:
         return max(0.0, pairing.until - self._now())
 
     async def _enrol_by_password(self, request: Enrol, address: str, host: str) -> Terminal:
+        try:
+            return await self._enrol_by_right_password(request, address, host)
+        except RefusedError as error:
+            account = await self._store.transaction(lambda transaction: find_account(transaction, request.account))
+            # What is no account may be the password, typed in the wrong place.
+            name = f"the account {account['name']!r}" if account else "an account that does not exist"
+            error.add_note(f"{_PASSWORD_REFUSALS.get(error.code, error.code)} for {name}")
+            raise
+
+    async def _enrol_by_right_password(self, request: Enrol, address: str, host: str) -> Terminal:
         wrong = RefusedError("The account or the password is wrong.", hint="Check both and try again.")
         stored = await self._store.transaction(lambda transaction: _password_hash(transaction, request.account))
         account_id = await self._accounts.check_password(request.account, request.password, host)
@@ -177,9 +189,11 @@ class Enrolling:
 
     async def _enrol_by_token(self, request: Enrol, address: str) -> Terminal:
         if self._provider is None:
-            raise RefusedError(
+            error = RefusedError(
                 "This token is not accepted here.", hint="This hub trusts no identity provider; enrol in another way."
             )
+            error.add_note("this hub trusts no identity provider")
+            raise error
         identity = await self._provider.verify(request.token)
 
         async def body(transaction: Transaction) -> Terminal:
@@ -194,10 +208,12 @@ class Enrolling:
         if row is not None:
             return str(row["account_id"])
         if not self._create_accounts:
-            raise RefusedError(
+            error = RefusedError(
                 "This token is not accepted here.",
                 hint="It is right, but no account is linked with it: ask the hub's owner.",
             )
+            error.add_note(f"unknown subject {identity.subject!r}")  # what `account link` is given
+            raise error
         return await _add_account(transaction, identity)
 
 
@@ -226,7 +242,7 @@ async def _add_account(transaction: Transaction, identity: "Identity") -> str:
 
 
 async def _password_hash(transaction: Transaction, account: str) -> str:
-    row = await transaction.row("account_by_name", name=account)
+    row = await find_account(transaction, account)
     return str(row["password_hash"]) if row is not None else ""
 
 

@@ -9,9 +9,9 @@ import time
 from typing import Final
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
-from hub.accounts import unknown_account
+from hub.accounts import find_account, unknown_account
 from hub.audit import OPERATOR, record
 from hub.records import new_id
 from hub.store import Row, Store, Transaction
@@ -65,10 +65,10 @@ class JoinKeys:
             tags=tuple(dict.fromkeys(tags)),
         )  # fmt: skip
 
-        async def body(transaction: Transaction) -> bool:
-            row = await transaction.row("account_by_name", name=account)
+        async def body(transaction: Transaction) -> str:
+            row = await find_account(transaction, account)
             if row is None:
-                return False
+                return ""
             await transaction.rows(
                 "add_join_key",
                 join_key_id=identifier,
@@ -79,13 +79,14 @@ class JoinKeys:
                 expires_at=key.expires_at,
                 now=now,
             )
-            detail = {"account": account, "uses": uses, "expires_at": key.expires_at, "tags": list(key.tags)}
+            detail = {"account": row["name"], "uses": uses, "expires_at": key.expires_at, "tags": list(key.tags)}
             await record(transaction, OPERATOR, "joinkey.add", identifier, **detail)
-            return True
+            return str(row["name"])
 
-        if not await self._store.transaction(body):
+        name = await self._store.transaction(body)
+        if not name:
             raise unknown_account(account)
-        return key, secret
+        return structs.replace(key, account=name), secret
 
     async def listing(self) -> list[JoinKey]:
         """Every key, oldest first."""
@@ -119,10 +120,10 @@ async def use(transaction: Transaction, secret: str, device_key: bytes) -> Used:
     """
     row = await transaction.row("join_key_by_digest", digest=digest_of(secret))
     if row is None or row["revoked_at"] is not None or row["expires_at"] <= time.time():
-        raise _refused()
+        raise _refused(_why_not(row))
     known = await transaction.row("terminal_by_key", account_id=row["account_id"], device_key=device_key)
     if known is None and await transaction.row("use_join_key", join_key_id=row["join_key_id"]) is None:
-        raise _refused()
+        raise _refused(f"{row['join_key_id']} is used up")
     return Used(row["join_key_id"], row["account_id"], tuple(msgspec.json.decode(row["tags"], type=list[str])))
 
 
@@ -131,10 +132,19 @@ def digest_of(secret: str) -> bytes:
     return hashlib.sha256(secret.encode()).digest()
 
 
-def _refused() -> RefusedError:
-    return RefusedError(
+def _why_not(row: Row | None) -> str:
+    if row is None:
+        return "no such key"
+    return f"{row['join_key_id']} {'is revoked' if row['revoked_at'] is not None else 'has expired'}"
+
+
+def _refused(why: str) -> RefusedError:
+    """Return the one error for every key that is not good; `why` is a note on it, for the hub's log alone."""
+    error = RefusedError(
         "This join key is not valid.", hint="It may have expired or be used up: ask whoever gave it for another."
     )
+    error.add_note(why)
+    return error
 
 
 def _check(uses: int, seconds: float, tags: tuple[str, ...]) -> None:

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import httpx
 from joserfc import jws
-from joserfc.errors import JoseError
+from joserfc.errors import BadSignatureError, ExpiredTokenError, JoseError
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 from joserfc.jws import JWSRegistry
 from joserfc.jwt import JWTClaimsRegistry, decode
@@ -38,6 +38,11 @@ _RSA_MODULUS_CHARACTERS: Final = range(342, 1_367)  # base64 of 2048 bits (RFC 7
 _SUBJECT_CHARACTERS: Final = 255  # OpenID Connect Core 1.0, section 2
 _HEADERS: Final = {"Accept": "application/json", "Accept-Encoding": "identity"}  # nothing that grows when unpacked
 _WELL_KNOWN: Final = "/.well-known/openid-configuration"
+
+# What the log calls the claims (RFC 7519, section 4.1).
+_CLAIMS: Final = {
+    "aud": "audience", "iss": "issuer", "sub": "subject", "exp": "expiry", "nbf": "start", "iat": "time of issue",
+}  # fmt: skip
 
 Key = RSAKey | ECKey | OKPKey
 _KEY_CLASSES: Final[dict[str, tuple[type[RSAKey] | type[ECKey] | type[OKPKey], str]]] = {
@@ -102,12 +107,12 @@ class Provider:
         try:
             header = jws.extract_compact(token, registry=_REGISTRY).headers()
             if header.get("alg") not in _KEY_CLASSES:
-                raise _refused()
+                raise _refused("an algorithm that is not allowed")
             key = await self._key(header.get("kid"), str(header["alg"]))
             claims = decode(token, key, algorithms=list(_KEY_CLASSES), registry=_REGISTRY).claims
             return self._identity(claims)
-        except (JoseError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            raise _refused() from None
+        except (JoseError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise _refused(_why_not(error)) from None
 
     def _identity(self, claims: dict[str, Any]) -> Identity:
         JWTClaimsRegistry(
@@ -135,7 +140,7 @@ class Provider:
             )
         key = self._find(kid, algorithm)
         if key is None:
-            raise _refused()
+            raise _refused("signed with an unknown key")
         return key
 
     def _find(self, kid: object, algorithm: str) -> Key | None:
@@ -267,10 +272,23 @@ def _is_loopback_address(host: str) -> bool:
         return False
 
 
-def _refused() -> RefusedError:
-    return RefusedError(
+def _why_not(error: Exception) -> str:
+    """Return what is wrong with a token, in words of this file: nothing of the token is repeated."""
+    if isinstance(error, BadSignatureError):
+        return "a forged signature"
+    if isinstance(error, ExpiredTokenError):
+        return "expired"
+    claim = getattr(error, "claim", None)
+    return f"a wrong or missing {_CLAIMS[claim]}" if claim in _CLAIMS else "not a token of this provider"
+
+
+def _refused(why: str) -> RefusedError:
+    """Return the one error for every token that is not right; `why` is a note on it, for the hub's log alone."""
+    error = RefusedError(
         "This token is not accepted here.", hint="Get a fresh one from the identity provider this hub trusts."
     )
+    error.add_note(why)
+    return error
 
 
 _REGISTRY: Final = _Registry(algorithms=list(_KEY_CLASSES), strict_check_header=False)

@@ -98,10 +98,10 @@ class Reception:
         self._connections.pop(connection.number, None)
 
     def tell(self, line: str, now: float) -> None:
-        """Log a line of a connection that did not log in; of many in one second only so many, and how many more."""
+        """Log a line that anybody can cause: of many in one second only so many, and how many more."""
         if now - self._told_since >= 1.0:
             if self._told > _LINES_PER_SECOND:
-                log.info("%d more connections did not log in", self._told - _LINES_PER_SECOND)
+                log.info("%d more lines like these were left out", self._told - _LINES_PER_SECOND)
             self._told_since, self._told = now, 0
         self._told += 1
         if self._told <= _LINES_PER_SECOND:
@@ -224,6 +224,10 @@ class TerminalConnection(PacedConnection):
         self.protocol.parser.close()
         self.protocol.handshake_exc = self.protocol.parser_exc = None
         vars(self._raw).pop("_read_ready_cb", None)  # asyncio's own (CPython, `selector_events.py`)
+
+    def tell(self, line: str) -> None:
+        """Log a line that whoever is at the other end can cause as often as they like."""
+        self._reception.tell(line, self.loop.time())
 
     def leave_doorway(self) -> None:
         """Count no more as one that has not logged in."""

@@ -10,7 +10,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from hub.accounts import Accounts, free_name, terminal_of
+from hub.accounts import Accounts, find_account, free_name, terminal_of
 from hub.audit import OPERATOR, record
 from hub.clones import Clones
 from hub.deliveries import Deliveries
@@ -158,9 +158,8 @@ class Revocation:
         """Return every device of an account, or of all where none is named. Raises UnknownNameError."""
 
         async def body(transaction: Transaction) -> list[DeviceEntry]:
-            if account:
-                await _account(transaction, account)
-            return [self._entry(row) for row in await transaction.rows("devices", account=account)]
+            named = (await _account(transaction, account))["name"] if account else ""
+            return [self._entry(row) for row in await transaction.rows("devices", account=named)]
 
         return await self._store.transaction(body)
 
@@ -202,7 +201,9 @@ class Revocation:
                 denied += await self._deliveries.deny_terminal(
                     transaction, row["terminal_id"], DISABLED, _DISABLED_DETAIL
                 )
-            await record(transaction, OPERATOR, "account.disable", name, devices=len(rows), deliveries=denied)
+            await record(
+                transaction, OPERATOR, "account.disable", account["name"], devices=len(rows), deliveries=denied
+            )
             return rows, denied
 
         rows, denied = await self._store.transaction(body)
@@ -216,7 +217,7 @@ class Revocation:
             account = await _account(transaction, name)
             if account["disabled_at"] is not None:
                 await transaction.rows("disable_account", account_id=account["account_id"], now=None)
-                await record(transaction, OPERATOR, "account.enable", name)
+                await record(transaction, OPERATOR, "account.enable", account["name"])
 
         await self._store.transaction(body)
 
@@ -234,7 +235,7 @@ class Revocation:
             revoked = [] if keep_devices else rows
             for row in revoked:
                 await self._revoke(transaction, row, OPERATOR)
-            await record(transaction, OPERATOR, "account.password", name, devices_revoked=len(revoked))
+            await record(transaction, OPERATOR, "account.password", account["name"], devices_revoked=len(revoked))
             return revoked
 
         revoked = await self._store.transaction(body)
@@ -299,7 +300,7 @@ class Revocation:
 
 
 async def _account(transaction: Transaction, name: str) -> Row:
-    row = await transaction.row("account_by_name", name=name)
+    row = await find_account(transaction, name)
     if row is None:
         raise UnknownNameError(
             f"There is no account {name!r}.", hint="`lockstep-hub account list` lists them.", code="unknown-account"
@@ -308,8 +309,8 @@ async def _account(transaction: Transaction, name: str) -> Row:
 
 
 async def _device(transaction: Transaction, account: str, device: str) -> Row:
-    await _account(transaction, account)
-    row = await transaction.row("device_of_account", account=account, device=device)
+    named = (await _account(transaction, account))["name"]
+    row = await transaction.row("device_of_account", account=named, device=device)
     if row is None:
         raise UnknownNameError(
             f"Account {account!r} has no device {device!r}.",

@@ -464,7 +464,10 @@ class TerminalSocket:
                 case brain.Admit():
                     return brain.Admitted(await self._admit(action))
         except LockstepError as error:
-            if isinstance(error, UnavailableError):
+            is_fault = isinstance(error, UnavailableError) and error.code != "busy"
+            if isinstance(action, brain.Enrol) and not is_fault:  # anybody can have that as often as they like
+                self._connection.tell(f"{self} may not enrol by {_way_of(action.request)}: {_why(error)}")
+            elif isinstance(error, UnavailableError):
                 log.error("%s: %s", self, error)
             return brain.Failed(error.code, error.message, error.hint)
 
@@ -544,6 +547,9 @@ class TerminalSocket:
         try:
             answer, renamed = await self._services.requests.answer(self._me, request)
         except LockstepError as error:
+            if isinstance(request, (messages.PairingRequest, messages.Approve)):
+                account = f"of the account {self._me.account_name!r} at {self.address}"
+                self._connection.tell(f"{self} {account} gave a pairing code in vain: {error.code}")
             return (brain.error_message(error, getattr(request, "id", 0)),)
         if renamed is not None:
             self._session.terminal = renamed
@@ -762,8 +768,24 @@ class TerminalSocket:
                 return
 
     def _log_close(self, close: brain.Close) -> None:
-        if close.code != brain.CLOSE_STOPPING:
-            log.info("%s is closed: %d %s", self, close.code, close.reason or "not a valid opening")
+        if close.code == brain.CLOSE_STOPPING:
+            return
+        line = f"{self} is closed: {close.code} {close.reason or 'not a valid opening'}"
+        if self.terminal is None:
+            self._connection.tell(line)
+        else:
+            log.info("%s", line)
+
+
+def _way_of(request: messages.Enrol) -> str:
+    if request.pair:
+        return "pairing"
+    return "join key" if request.join_key else "token" if request.token else "password"
+
+
+def _why(error: LockstepError) -> str:
+    """Return what the log says of a refusal: the notes on it, which whoever is refused is not told, or its code."""
+    return "; ".join(getattr(error, "__notes__", ())) or error.code
 
 
 def _fetched(upload: Upload) -> brain.UploadFetched:

@@ -567,3 +567,72 @@ async def test_a_revoked_device_and_one_of_a_disabled_account_enrol_no_more_in_a
         assert (await answer_to(hub, account="eve", password=PASSWORD)).code == "account-disabled"
         assert (await answer_to(hub, account="eve", password="wrong words")).code == "not-authorised"
         assert (await answer_to(hub, join_key=secret)).code == "account-disabled"
+
+
+# --- what the log says of it ----------------------------------------------------------------------------------------
+
+
+def told(caplog: pytest.LogCaptureFixture, words: str) -> list[str]:
+    return [record.getMessage() for record in caplog.records if words in record.getMessage()]
+
+
+async def test_each_proof_that_is_not_right_is_a_line_of_the_log_and_no_secret_is_in_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "lockstep.hub")
+    async with (
+        serving_provider() as server,
+        running_hub(tmp_path, oidc_issuer=server.url, oidc_audience=AUDIENCE) as hub,
+    ):
+        await hub.add_account("ada")
+        key, secret = await hub.hub.join_keys.add("ada", uses=1, seconds=60.0)
+        await hub.hub.join_keys.revoke(key.join_key)
+        now = int(time.time())
+        for proof in (
+            {"account": "ada", "password": "a wrong secret"},
+            {"account": "hunter2 secret", "password": "ada"},
+            {"join_key": secret},
+            {"join_key": "lsk-secret"},
+            {"token": token(server, exp=now + 300, sub="1234", nbf=None, iat=None)},
+            {"token": token(server, exp=now + 300, aud="other", nbf=None, iat=None)},
+        ):
+            await answer_to(hub, **proof)
+    lines = told(caplog, "may not enrol")
+    assert [line.partition(" may not enrol by ")[2] for line in lines] == [
+        "password: a wrong password for the account 'ada'",
+        "password: a wrong password for an account that does not exist",
+        f"join key: {key.join_key} is revoked",
+        "join key: no such key",
+        f"token: unknown subject '{server.url} 1234'",
+        "token: a wrong or missing audience",
+    ]
+    assert all(line.startswith("127.0.0.1:") for line in lines)
+    assert "secret" not in caplog.text and secret not in caplog.text
+
+
+async def test_a_wrong_pairing_code_is_a_line_of_the_log_that_names_who_tried_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "lockstep.hub")
+    async with running_hub(tmp_path) as hub:
+        await hub.add_account("ada")
+        async with logged_in(hub) as laptop:
+            for number in range(TRIES + 1):
+                await code_of(laptop, messages.PairingRequest(id=number + 1, code="BCDFGHJK"))
+    lines = told(caplog, "gave a pairing code in vain")
+    assert [line.rpartition(": ")[2] for line in lines] == ["unknown-pairing"] * TRIES + ["rate-limited"]
+    assert all(line.startswith("Laptop (t-") and "of the account 'ada' at 127.0.0.1:" in line for line in lines)
+    assert "BCDFGHJK" not in caplog.text
+
+
+async def test_what_anybody_can_cause_fills_no_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO", "lockstep.hub")
+    monkeypatch.setattr("hub.reception._LINES_PER_SECOND", 0)
+    async with running_hub(tmp_path) as hub:
+        await hub.add_account("ada")
+        await answer_to(hub, account="ada", password="a wrong one")
+        async with logged_in(hub) as laptop:
+            await code_of(laptop, messages.PairingRequest(id=1, code="BCDFGHJK"))
+    assert not [words for words in ("may not enrol", "in vain", "not-authorised") if told(caplog, words)]

@@ -41,6 +41,35 @@ async def test_an_account_name_is_one_printable_word_or_line(name: str, tmp_path
             await hub.accounts.add(name, PASSWORD)
 
 
+async def test_an_account_is_the_same_however_its_accents_are_composed(tmp_path: Path) -> None:
+    composed, decomposed = "\u00e1", "a\u0301"
+    async with open_rooms(tmp_path) as hub:
+        await hub.accounts.add(decomposed, PASSWORD)
+        assert [row.name for row in await hub.accounts.listing()] == [composed]
+        with pytest.raises(ConflictError):
+            await hub.accounts.add(composed, PASSWORD)
+        found = [await hub.accounts.check_password(name, PASSWORD) for name in (composed, decomposed)]
+        assert found[0] is not None and found[0] == found[1]
+        await hub.accounts.allow(decomposed, "publish", allowed=True)
+        assert "publish" in (await hub.accounts.listing())[0].rights
+        assert (await hub.join_keys.add(decomposed, uses=1, seconds=1.0))[0].account == composed
+        assert await hub.revocation.listing(decomposed) == []
+
+
+async def test_an_account_that_an_older_hub_kept_decomposed_is_found_by_either_name(tmp_path: Path) -> None:
+    composed, decomposed = "\u00e1", "a\u0301"
+    async with open_rooms(tmp_path) as hub:
+        stored = await hub.accounts.hash_password(PASSWORD)
+
+        async def body(transaction: Transaction) -> None:
+            await transaction.row("add_account", account_id="a-1", name=decomposed, password_hash=stored, now=0.0)
+
+        await hub.store.transaction(body)
+        assert [await hub.accounts.check_password(name, PASSWORD) for name in (composed, decomposed)] == ["a-1"] * 2
+        with pytest.raises(ConflictError):
+            await hub.accounts.add(composed, PASSWORD)
+
+
 async def test_a_short_password_and_a_second_account_of_one_name_are_refused(tmp_path: Path) -> None:
     async with open_rooms(tmp_path) as hub:
         await add_account(hub)

@@ -221,6 +221,22 @@ async def test_every_refusal_is_the_same_whatever_is_wrong() -> None:
 # --- the provider's keys ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"aud": "other"}, "a wrong or missing audience"),
+        ({"iss": None}, "a wrong or missing issuer"),
+        ({"exp": NOW - 3_600}, "expired"),
+        ({"key": OTHER}, "a forged signature"),
+        ({"header": {"kid": "unheard"}}, "signed with an unknown key"),
+    ],
+)
+async def test_what_is_wrong_is_noted_for_the_hubs_log_alone(given: dict[str, Any], why: str) -> None:
+    async with serving_provider() as server:
+        error = await refusal(provider(server), token(server, **given))
+        assert (error.__notes__, why in str(error)) == ([why], False)
+
+
 async def test_a_rotated_key_is_fetched_when_the_first_token_names_it() -> None:
     async with serving_provider() as server:
         clock = Clock()
