@@ -170,13 +170,14 @@ async def serve_hub(hub: Hub) -> AsyncIterator[HubServer]:
     await server.start()
     hub.reload += (server.reception.reload, hub.rescans.reload)
     reaper = Reaper(hub.deliveries, hub.pokes, hub.presence, hub.uploads, hub.revocation, hub.handed_rules)
-    try:
-        scrubbing = scrubbing_weekly(hub.store, hub.objects, hub.settings.data_folder, hub.audit)
-        async with reaper.running(), scrubbing, hub.audit.signing_daily(), hub.rescans.running():
-            yield server
-    finally:
-        await server.stop()
-        await hub.uploads.close()
+    async with hub.audit.signing_daily():  # outermost: at its end it signs what the others have still written
+        try:
+            scrubbing = scrubbing_weekly(hub.store, hub.objects, hub.settings.data_folder, hub.audit)
+            async with reaper.running(), scrubbing, hub.rescans.running():
+                yield server
+        finally:
+            await server.stop()
+            await hub.uploads.close()
 
 
 @contextmanager

@@ -3,8 +3,9 @@
 The hash of a row is SHA-256 over the hash of the row before it and the row's own fields, each with its length in four
 bytes, big-endian, before it; the first row follows 32 zero bytes. So a row that was edited, deleted or put elsewhere
 breaks the chain from there on. The chain has no key: whoever may write the database can write the whole log anew. That
-is what heads are for: the last row's number and hash, signed by the hub. The hub signs one a day and keeps it beside
-the log and in its own log lines; the one that counts is kept elsewhere, out of reach of whoever rewrites both.
+is what heads are for: the last row's number and hash, signed by the hub. The hub signs one at its start, once a day and
+at a good stop, and keeps it beside the log and in its own log lines; the one that counts is kept elsewhere, out of
+reach of whoever rewrites both.
 
 Guesses, refused logins and refused requests are no rows, only log lines: strangers would fill the disk with them.
 """
@@ -17,14 +18,14 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, Literal, NamedTuple
 
 from msgspec import Struct
 
 from hub.store import Row, Store, Transaction
 from protocol import keys
-from protocol.errors import LockstepError, UsageError
+from protocol.errors import BadDataError, LockstepError, UsageError
 from protocol.keys import SigningKey
 
 log: Final = logging.getLogger("lockstep.hub")
@@ -32,6 +33,8 @@ log: Final = logging.getLogger("lockstep.hub")
 BEFORE_THE_FIRST: Final = bytes(32)
 ROWS_PER_PAGE: Final = 500
 SIGN_EVERY_SECONDS: Final = 86_400.0
+LOOK_FOR_THE_FIRST_SECONDS: Final = 30.0  # an empty log has nothing to sign; its first row is not left for a day
+_SIGN_AT_STOP_SECONDS: Final = 10.0
 _HEAD_WORD: Final = "lockstep-audit-head"
 _BEFORE_ALL_ROWS: Final = -(2**63)  # SQLite's least row number: what was put before row 1 is seen too
 OPERATOR: Final = "operator"  # whoever may open the data folder
@@ -253,10 +256,10 @@ class AuditLog:
     async def verify(self, kept: Head | None = None, tell: Callable[[str, int, int], None] | None = None) -> Verified:
         """Read the whole log, a page at a time, and hold it against every head there is.
 
-        `kept` is a head that was kept elsewhere. Raises UsageError where another key has signed it.
+        `kept` is a head that was kept elsewhere. Raises BadDataError where this hub's key has not signed it as it is.
         """
         if kept is not None and not kept.is_signed_by(self._public_key):
-            raise UsageError(
+            raise BadDataError(
                 f"The head given is not signed by this hub's key {keys.fingerprint(self._public_key)}.",
                 hint="It was changed, is of another hub, or this hub's key is not the one it had.",
                 code="wrong-head",
@@ -281,8 +284,9 @@ class AuditLog:
         chain = Chain(self._public_key, heads[-1:])
         if heads:
             chain.rows, chain.last = heads[-1].sequence, heads[-1].digest
-        await self._read(chain, chain.rows, lambda: None)
-        fault = chain.end() or (_cut_off(last, chain.rows, "a head the hub has signed") if last < chain.rows else None)
+        signed = chain.rows
+        await self._read(chain, signed, lambda: None)  # rows that came since `last` was asked for are read as well
+        fault = chain.end() or (_cut_off(last, signed, "a head the hub has signed") if last < signed else None)
         if fault is not None:
             log.error("the audit log is BROKEN: %s", fault.detail)
             return None
@@ -300,9 +304,10 @@ class AuditLog:
 
     @asynccontextmanager
     async def signing_daily(self) -> AsyncIterator[None]:
-        """Sign the head at the start, and once a day while the block runs.
+        """Sign the head at the start, once a day while the block runs, and when it ends well.
 
-        A day is 24 hours the hub has run: the calendar may be set, and what comes to pass while no hub runs is no row.
+        The first row ever is signed within a minute. A day is 24 hours the hub has run: the calendar may be set, and
+        what comes to pass while no hub runs is signed at the next start.
         """
         task = asyncio.create_task(self._sign_daily(), name="audit heads")
         try:
@@ -310,16 +315,26 @@ class AuditLog:
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+        with suppress(TimeoutError):  # the next start signs it
+            async with asyncio.timeout(_SIGN_AT_STOP_SECONDS):
+                await self._sign()
 
     async def _sign_daily(self) -> None:
         while True:
-            try:
-                await self.keep_head()
-            except LockstepError as error:  # a full disk: the next day may have room
-                log.error("the head of the audit log could not be kept: %s", error)
-            except Exception:
-                log.exception("internal error at the head of the audit log")
-            await asyncio.sleep(SIGN_EVERY_SECONDS)
+            has_rows = await self._sign()
+            await asyncio.sleep(SIGN_EVERY_SECONDS if has_rows else LOOK_FOR_THE_FIRST_SECONDS)
+
+    async def _sign(self) -> bool:
+        """Keep a head, if anything came since the last; return False where the log was empty."""
+        try:
+            _, last = await self._heads()
+            await self.keep_head()
+            return last > 0
+        except LockstepError as error:  # a full disk: the next day may have room
+            log.error("the head of the audit log could not be kept: %s", error)
+        except Exception:
+            log.exception("internal error at the head of the audit log")
+        return True
 
     def _signed(self, sequence: int, digest: bytes) -> Head:
         at = time.time()

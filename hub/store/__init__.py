@@ -104,7 +104,11 @@ class Store:
 
     @classmethod
     async def open(cls, path: Path) -> "Store":
-        """Open or create the database at `path`. Raises UnavailableError for a newer schema or an unreadable file."""
+        """Open or create the database at `path`.
+
+        Raises UnavailableError for a newer schema, an unreadable file or a full disk (code `disk-full`): SQLite needs
+        room for the two files beside it.
+        """
         try:
             sqlite3.connect(path).close()  # aiosqlite leaves its thread behind where this fails
             connection = await aiosqlite.connect(path, isolation_level=None)
@@ -231,11 +235,7 @@ class Store:
             return error
         code = getattr(error, "sqlite_errorcode", 0)
         if code in _NO_ROOM:
-            return UnavailableError(
-                "The hub's disk is full: nothing was written.",
-                hint="Its owner has to free some space.",
-                code="disk-full",
-            )
+            return _disk_full()
         if code & 0xFF == sqlite3.SQLITE_IOERR:
             self.fail(f"its database: {error}")
             return _disk_failed(self._failure)
@@ -243,7 +243,15 @@ class Store:
 
 
 def _cannot_use(path: Path, error: sqlite3.Error) -> UnavailableError:
+    if getattr(error, "sqlite_errorcode", 0) in _NO_ROOM:
+        return _disk_full()
     return UnavailableError(f"The database {path} cannot be used: {error}.")
+
+
+def _disk_full() -> UnavailableError:
+    return UnavailableError(
+        "The hub's disk is full: nothing was written.", hint="Its owner has to free some space.", code="disk-full"
+    )
 
 
 def _could_not_write(error: Exception) -> UnavailableError:

@@ -28,7 +28,7 @@ from hub.config import Settings
 from hub.scrub import scrub
 from hub.store import QUERIES
 from protocol import keys
-from protocol.errors import UsageError
+from protocol.errors import BadDataError, UsageError
 from tests.harness.hubs import hub_settings
 from tests.hub.rooms import add_account, open_rooms
 from tests.safety import ledger
@@ -291,7 +291,7 @@ async def test_a_head_kept_elsewhere_finds_a_log_cut_off_and_one_rewritten_whole
 async def test_a_head_of_another_hub_is_refused_and_holds_for_nothing(tmp_path: Path) -> None:
     await turn_right(tmp_path, 2)
     async with open_rooms(tmp_path) as hub:
-        with pytest.raises(UsageError, match="not signed by this hub's key"):
+        with pytest.raises(BadDataError, match="not signed by this hub's key"):
             await hub.audit.verify(signed_head(written_log()))
 
 
@@ -331,6 +331,36 @@ async def test_a_broken_log_gets_no_new_head_and_the_log_says_so(
     async with open_rooms(tmp_path) as hub:
         assert await hub.audit.keep_head() is None
         assert "the audit log is BROKEN" in caplog.text
+
+
+async def test_rows_that_come_while_the_log_is_read_for_its_head_are_no_fault(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await turn_right(tmp_path, 3)
+    async with open_rooms(tmp_path) as hub:
+        for rows in (4, 5):  # with no head before it, and with one
+            turned = hub.accounts.allow("ada", "receive", allowed=rows == 5)
+            head, _ = await asyncio.gather(hub.audit.keep_head(), turned)
+            assert "BROKEN" not in caplog.text
+            assert head is not None and head.sequence == rows, "the row came after the end was asked for"
+
+
+async def test_the_first_row_ever_is_signed_soon_and_the_last_ones_at_a_good_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert audit_module.LOOK_FOR_THE_FIRST_SECONDS <= 60
+    monkeypatch.setattr(audit_module, "LOOK_FOR_THE_FIRST_SECONDS", 0.01)
+    async with asyncio.timeout(10), serving(tmp_path) as hub:
+        assert (await hub.audit.verify()).heads == 0
+        await add_account(hub)
+        while (await hub.audit.verify()).heads == 0:  # noqa: ASYNC110 - the hub does it in its own time
+            await asyncio.sleep(0)
+        for right in ("approve", "initiate"):
+            await hub.accounts.allow("ada", right, allowed=False)
+        assert (await hub.audit.verify()).heads == 1
+    async with open_rooms(tmp_path) as hub:
+        assert (await hub.audit.verify()).heads == 2
+        assert await hub.audit.keep_head() is None, "the stop has signed the last row"
 
 
 async def test_serving_signs_the_head_at_the_start(tmp_path: Path) -> None:
@@ -431,6 +461,9 @@ async def test_the_command_shows_signs_and_verifies_and_ends_with_1_for_a_broken
     assert code == 1 and json.loads(said)["fault"]["sequence"] == 3
     assert (await command(tmp_path, "--verify", "--follow"))[0] == 2
     assert (await command(tmp_path, "--verify", "--head", "nonsense"))[0] == 2
+    for line in (head.replace("head 4", "head 3"), signed_head(written_log()).line()):
+        code, said = await command(tmp_path, "--verify", "--head", line.strip())
+        assert code == 1 and "not signed by this hub's key" in said
 
 
 @pytest.mark.parametrize("at", ["1e300", "-1e300", "9e999", "'yesterday'", "x'00'"])

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import sys
@@ -214,6 +215,30 @@ async def test_a_full_disk_refuses_what_waits_and_the_store_goes_on_when_there_i
             await store.transaction(lambda t: add(t, "then"))
         async with opened(disk / "hub.db") as again:
             assert acknowledged and await names(again) == [*acknowledged, "then"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+@pytest.mark.parametrize("free_bytes", [0, 8_192])
+async def test_a_store_that_opens_on_a_full_disk_says_that_it_is_full(tmp_path: Path, free_bytes: int) -> None:
+    with small_disk(tmp_path / "disk", 3_145_728) as disk:
+        async with opened(disk / "hub.db") as store:
+            await store.transaction(lambda t: add(t, "before"))
+        (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free - free_bytes))
+        with pytest.raises(UnavailableError, match="disk is full") as caught:
+            await Store.open(disk / "hub.db")
+        assert caught.value.code == "disk-full"
+        (disk / "filler").unlink()
+        async with opened(disk / "hub.db") as again:
+            assert await names(again) == ["before"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+async def test_a_new_store_on_a_full_disk_says_that_it_is_full(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 131_072) as disk:
+        (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free - 49_152))
+        with pytest.raises(UnavailableError, match="disk is full") as caught:
+            await Store.open(disk / "hub.db")
+        assert caught.value.code == "disk-full"
 
 
 async def test_a_copy_is_whole_while_bodies_go_on_writing(tmp_path: Path) -> None:
