@@ -65,7 +65,12 @@ def account_deny(name: str, right: str, data: str | None, config_file: Path | No
 def account_disable(name: str, data: str | None, config_file: Path | None, as_json: bool) -> None:
     """Close every device of an account out, until it is enabled again."""
     result = ask_hub(data, config_file, "account disable", {"name": name})
-    words = f"Account {name} is disabled. {result['denied']} deliveries to its devices have ended."
+    ended = (
+        "1 delivery to its devices has"
+        if result["denied"] == 1
+        else f"{result['denied']} deliveries to its devices have"
+    )
+    words = f"Account {name} is disabled. {ended} ended."
     show(result, as_json, lambda: click.echo(words))
 
 
@@ -91,7 +96,7 @@ def account_password(
     """Change an account's password, and revoke its devices."""
     arguments = {"name": name, "password": _read_password(password_stdin), "keep_devices": keep_devices}
     result = ask_hub(data, config_file, "account password", arguments)
-    kept = "Its devices stay." if keep_devices else f"{result['revoked']} devices are revoked and have to log in anew."
+    kept = "Its devices stay." if keep_devices else _revoked_words(result["revoked"])
     show(result, as_json, lambda: click.echo(f"The password of {name} is changed. {kept}"))
 
 
@@ -130,12 +135,18 @@ def device_list(account: str, data: str | None, config_file: Path | None, as_jso
     show(rows, as_json, lambda: table(header, lines))
 
 
+def _revoked_words(count: int) -> str:
+    if count == 1:
+        return "1 device is revoked and has to log in anew."
+    return f"{count} devices are revoked and have to log in anew."
+
+
 def _posture_words(row: dict[str, Any]) -> str:
     """Say what the device last said of its own programs."""
     if not row["posture_at"]:
         return "-"
     if row["posture_findings"]:
-        return f"{row['posture_findings']} findings"
+        return f"{row['posture_findings']} finding{'s' if row['posture_findings'] != 1 else ''}"
     return "clean" if row["posture_complete"] else "incomplete"
 
 

@@ -12,10 +12,10 @@ import shlex
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, cast
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, inspect
 
 from hub.policy import Demand, Policy
 from hub.proxies import TrustedProxies
@@ -132,10 +132,29 @@ def load_with_sources(
     try:
         settings = msgspec.convert(merged, Settings, strict=False)
     except msgspec.ValidationError as error:
-        what, _, where = str(error).partition(" - at `$.")
-        raise UsageError(f"The setting {where.rstrip('`')} is wrong: {what}.") from None
+        where = str(error).partition(" - at `$.")[2].rstrip("`")
+        name = where.partition("[")[0]
+        raise UsageError(f"The setting {name} is wrong: it is not {_wanted(name)}.") from None
     _check(settings)
     return settings, sources
+
+
+def _wanted(name: str) -> str:
+    """Return in words what a setting may be."""
+    fields = cast(inspect.StructType, inspect.type_info(Settings)).fields
+    kind = next(field.type for field in fields if field.name == name)
+    match kind:
+        case inspect.LiteralType(values=values):
+            return " or ".join(str(value) for value in sorted(values))
+        case inspect.BoolType():
+            return "true or false"
+        case inspect.IntType(ge=least, le=most):
+            bounds = [f"{word} {bound}" for word, bound in (("from", least), ("to", most)) if bound is not None]
+            return " ".join(["a whole number", *bounds])
+        case inspect.VarTupleType():
+            return 'a list of texts, such as ["a", "b"]'
+        case _:
+            return "a text, which is in quotes in the file"
 
 
 def shown(value: Any) -> Any:

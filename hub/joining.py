@@ -99,8 +99,9 @@ def _seconds(text: str) -> int:
 
 def _show_key(result: dict[str, Any]) -> None:
     click.echo(result["secret"])
+    uses = "1 device" if result["uses"] == 1 else f"{result['uses']} devices"
     click.echo(
-        f"Join key {result['join_key']} of {result['account']}, good for {result['uses']} devices until "
+        f"Join key {result['join_key']} of {result['account']}, good for {uses} until "
         f"{_local(result['expires_at'])}. It is shown this once.",
         err=True,
     )

@@ -56,7 +56,7 @@ def standing_of(rights: Set[str], posture: LastPosture | None, policy: Policy, n
             quarantined=True,
             reason="posture-failed",
             detail=f"{_count(posture.findings)} in the programs of this device, so it may neither send nor receive.",
-            hint="`lockstep-terminal posture` names them. Mend or remove those programs, then `posture --now`.",
+            hint="`lockstep-terminal posture` shows the files; remove them, then `lockstep-terminal posture --now`.",
         )
     amiss = _amiss(posture, policy, now)
     receives = "receive" in rights and not (amiss and policy.targets == "require")

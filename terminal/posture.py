@@ -457,7 +457,7 @@ class Postures:
         self._rules, self._gone = rules, threading.Event()
         inventory = self._folder.inventory()
         kept = (*self._folder.previous(), *inventory)
-        self._on_event("posture", f"Scanning the files of {len(inventory)} programs.")
+        self._on_event("posture", f"Scanning the files of {_counted(len(inventory), 'program')}.")
         places = Places(self._folder.installed, kept, inventory, self._runners)
         try:
             looked = await self.look(rules, places, self._gone)
@@ -513,10 +513,15 @@ def signed(folder: StateFolder, report: PostureReport) -> messages.Posture:
 
 def words_of(report: PostureReport) -> str:
     """Return one sentence on a report."""
-    found = f"{report.findings_in_all} findings" if report.findings_in_all else "nothing found"
+    found = _counted(report.findings_in_all, "finding") if report.findings_in_all else "nothing found"
     passed_over = f", {report.skipped} passed over" if report.skipped else ""
     ended = "" if report.complete else "; the budget ended it before its end"
-    return f"Scanned {report.files:,} files of {report.programs} programs: {found}{passed_over}{ended}."
+    files, programs = _counted(report.files, "file"), _counted(report.programs, "program")
+    return f"Scanned {files} of {programs}: {found}{passed_over}{ended}."
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' if number != 1 else ''}"
 
 
 def _lower_priority() -> None:

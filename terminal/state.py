@@ -390,14 +390,14 @@ class StateFolder:
         path = self.path / name
         try:
             if path.stat().st_size > FILE_BYTES:
-                raise BadFileError(f"{path} is larger than any such file can be.", hint=_DAMAGED_HINT)
+                raise BadFileError(f"{path} is larger than any such file can be.", hint=_damaged_hint(name))
             return msgspec.json.decode(path.read_bytes(), type=kind)
         except FileNotFoundError:
             return None
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise BadFileError(f"{path} is damaged: {error}.", hint=_DAMAGED_HINT) from None
+            raise BadFileError(f"{path} is damaged: {error}.", hint=_damaged_hint(name)) from None
         except OSError as error:
-            raise BadFileError(f"{path} cannot be read: {error.strerror}.", hint=_DAMAGED_HINT) from None
+            raise BadFileError(f"{path} cannot be read: {error.strerror}.", hint=_damaged_hint(name)) from None
 
     def _write(self, name: str, value: object) -> None:
         path = self.path / name
@@ -460,7 +460,14 @@ def _unwritable(path: Path, error: OSError) -> RefusedError:
     )
 
 
-_DAMAGED_HINT: Final = "Restore the file from a copy, or move it away and log in again."
+def _damaged_hint(name: str) -> str:
+    if name == "standing.json":
+        return "Remove it: the hub tells this device again when it connects. A start of `run` sets it aside by itself."
+    if name == "posture.json":
+        return "Remove it: the next scan writes it again. A start of `run` sets it aside by itself."
+    if name in _CAN_DO_WITHOUT:
+        return "Remove it: this device goes on without. A start of `run` sets it aside by itself."
+    return "Restore the file from a copy, or move it away and log in again."
 
 
 def default_state_path() -> Path:

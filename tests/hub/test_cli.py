@@ -21,6 +21,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
+from hub.accountcommands import _posture_words, _revoked_words
 from protocol import codec, messages
 from tests.harness.installers import make_installer
 from tests.hub.test_objects import flip_bit
@@ -202,3 +203,14 @@ def make_certificate(folder: Path) -> tuple[Path, Path]:
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return certificate_path, key_path
+
+
+def test_one_thing_is_said_in_the_singular() -> None:
+    row = {"posture_at": 1.0, "posture_complete": True}
+    assert [_posture_words(row | {"posture_findings": count}) for count in (0, 1, 2)] == [
+        "clean",
+        "1 finding",
+        "2 findings",
+    ]
+    assert _revoked_words(1).startswith("1 device is revoked")
+    assert _revoked_words(2).startswith("2 devices are revoked")

@@ -77,3 +77,22 @@ def test_a_password_in_an_address_is_not_shown() -> None:
     assert shown(("https://token@idp.example", "plain")) == ["https://...@idp.example", "plain"]
     assert shown("https://idp.example/a@b") == "https://idp.example/a@b"
     assert shown(7) == 7
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("data = 7", "data is wrong: it is not a text"),
+        ('posture_targets = "maybe"', "posture_targets is wrong: it is not off or report or require"),
+        ('scan_yara = "perhaps"', "scan_yara is wrong: it is not true or false"),
+        ("scan_seconds = 0", "scan_seconds is wrong: it is not a whole number from 1 to 600"),
+        ('store_bytes = "much"', "store_bytes is wrong: it is not a whole number from 0"),
+        ("names = [7]", "names is wrong: it is not a list of texts"),
+        ('names = "hub"', "names is wrong: it is not a list of texts"),
+    ],
+)
+def test_a_wrong_setting_is_told_what_it_may_be(line: str, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "hub.toml"
+    file.write_text(line)
+    with pytest.raises(UsageError, match=words):
+        load_settings(file, {}, {})

@@ -148,6 +148,10 @@ def test_the_operator_makes_lists_and_revokes_keys(tmp_path: Path) -> None:
     assert hub("joinkey", "revoke", "k-nobody").exit_code == 2
     assert hub("joinkey", "add", "nobody").exit_code == 2
     assert hub("joinkey", "add", "ada", "--expires", "soon").exit_code == 2
+    assert "good for 1 device until" in hub("joinkey", "add", "ada").stderr
+    assert "good for 3 devices until" in made.stderr
+    said = json.loads(hub("joinkey", "add", "ada", "--json").stdout)
+    assert set(said) == {*row, "secret"}, "docs/operations.md names them"
 
 
 def test_the_operator_reads_the_fingerprint_of_the_hubs_key(tmp_path: Path) -> None:

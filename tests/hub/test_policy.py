@@ -125,3 +125,8 @@ def test_nothing_is_gained_without_the_right_and_whatever_is_refused_is_explaine
     if not policy.requires:
         assert standing.may_receive == ("receive" in rights)
         assert standing.may_initiate == ("initiate" in rights)
+
+
+def test_who_is_in_quarantine_is_told_to_look_first_and_then_to_scan() -> None:
+    hint = standing_of(ALL, posture(findings=1), Policy(targets="require"), NOW).hint
+    assert 0 <= hint.find("`lockstep-terminal posture` ") < hint.find("`lockstep-terminal posture --now`")

@@ -14,6 +14,7 @@ from protocol.errors import LockstepError, NotLoggedInError, ProtocolError, Refu
 from terminal import session
 from terminal.client import open_client
 from terminal.connection import standing_words
+from terminal.posture import words_of
 from terminal.session import LoggingIn, Session
 from terminal.state import StateFolder
 from terminal.targets import ExitCode, error_exit_code
@@ -78,6 +79,16 @@ async def test_a_standing_of_before_is_over_when_the_hub_does_not_repeat_it(fold
 def test_what_a_terminal_may_not_do_is_said(may_receive: bool, may_initiate: bool, words: str) -> None:
     standing = messages.Standing(may_receive=may_receive, may_initiate=may_initiate, detail="Its report is old.")
     assert standing_words(standing) == f"This device may not {words}. Its report is old."
+
+
+def test_one_file_one_program_and_one_finding_are_said_in_the_singular() -> None:
+    report = messages.PostureReport(
+        rules=bytes(32), nonce=bytes(32), engine="test", began_at=1.0, seconds=1.0, programs=1, files=1, bytes=1,
+        findings_in_all=1,
+    )  # fmt: skip
+    assert words_of(report) == "Scanned 1 file of 1 program: 1 finding."
+    more = structs.replace(report, programs=2, files=2_000, findings_in_all=3)
+    assert words_of(more) == "Scanned 2,000 files of 2 programs: 3 findings."
 
 
 # --- a terminal no more ---------------------------------------------------------------------------------------------

@@ -175,6 +175,16 @@ def test_a_damaged_file_is_named_and_never_a_traceback(folder: StateFolder, cont
         folder.identity()
 
 
+@pytest.mark.parametrize("name", ["standing", "posture"])
+def test_what_is_told_again_needs_no_copy_and_no_login(folder: StateFolder, name: str) -> None:
+    (folder.path / f"{name}.json").write_bytes(b"{")
+    with pytest.raises(BadFileError, match=rf"{name}\.json is damaged") as caught:
+        getattr(folder, name)()
+    assert "log in" not in caught.value.hint and caught.value.hint.startswith("Remove it")
+    (folder.path / f"{name}.json").unlink()
+    assert getattr(folder, name)() is None
+
+
 def test_damaged_files_this_device_can_do_without_are_set_aside_and_no_others(folder: StateFolder) -> None:
     for name in ("inbox", "previous", "devices", "device", "inventory", "preferences", "reports"):
         (folder.path / f"{name}.json").write_bytes(b"{")
