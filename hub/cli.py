@@ -114,7 +114,7 @@ def main() -> None:
 @click.option("--tls-cert", help="Certificate chain (PEM); serves wss://.")
 @click.option("--tls-key", help="Private key (PEM).")
 def serve(config_file: Path | None, **flags: Any) -> None:
-    """Run the hub until SIGTERM or SIGINT. At SIGHUP it reads its TLS files again."""
+    """Run the hub until SIGTERM or SIGINT. At SIGHUP it reads its TLS files and scan rules again."""
     from hub.config import load_settings
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S")
@@ -143,7 +143,9 @@ def _collect_seldom() -> None:
 async def _serve(settings: Any) -> None:
     from hub.admin import serve_admin
     from hub.app import open_hub, serve_hub
+    from hub.reception import tls_context
 
+    tls_context(settings)  # before anything is made: files of no use leave no new data folder behind
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -27,7 +27,7 @@ class HandedRules:
         self.current: RulesObject | None = None
 
     async def look(self) -> None:
-        """Store the rules as they are now, if they are others than before.
+        """Store the rules as they are now, if they are others than before or are no longer there.
 
         Raises UnavailableError where there are none that work, RefusedError for a full disk; those before stay.
         """
@@ -35,7 +35,8 @@ class HandedRules:
         if self._policy.is_off or yara is None:
             return
         rules = await asyncio.to_thread(yara.rules)
-        if self.current is not None and self.current.digest == rules.digest:
+        is_there = self._objects.is_there(rules.digest)  # what was damaged is set aside, and has to be stored again
+        if is_there and self.current is not None and self.current.digest == rules.digest:
             return
         stored = await asyncio.to_thread(self._add, rules.source, rules.digest)
 

@@ -176,11 +176,15 @@ class _Record(Struct, frozen=True):
 def keep_report(folder: Path, report: ScrubReport, now: float) -> None:
     """Keep when a scrub ended. A record that is lost costs one more scrub."""
     temporary = folder / f"{RECORD_NAME}.new"
-    with temporary.open("wb") as stream:
+    with open(temporary, "wb", opener=_private) as stream:
         stream.write(msgspec.json.encode(_Record(now, report)))
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(folder / RECORD_NAME)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)  # as everything in the data folder
 
 
 def log_report(report: ScrubReport) -> None:

@@ -358,6 +358,12 @@ class FeedProgress(Struct, frozen=True):
     progress: messages.Progress
 
 
+class TellRefusedRules(Struct, frozen=True):
+    """Say in the log why the terminal does not take the rules it is to scan with."""
+
+    refused: messages.Refused
+
+
 class StopTransfer(Struct, frozen=True):
     """Send nothing more of the running transfer."""
 
@@ -430,6 +436,7 @@ Action: TypeAlias = (
     | StartTransfer
     | FeedWant
     | FeedProgress
+    | TellRefusedRules
     | StopTransfer
     | Report
     | ReadChanges
@@ -738,8 +745,10 @@ class Session:
             case messages.Progress():
                 self._set_deadline(life.State.DOWNLOADING, now)
                 return [FeedProgress(message)]
-            case messages.Refused() | messages.Received() if self._rules:
-                return self._rules_ended(self._rules, there=isinstance(message, messages.Received))
+            case messages.Received() if self._rules:
+                return self._rules_ended(self._rules, there=True)
+            case messages.Refused() if self._rules:
+                return [TellRefusedRules(message), *self._rules_ended(self._rules, there=False)]
             case messages.Refused():
                 return [StopTransfer(), Report(_failed(delivery, message.reason, message.detail))]
             case messages.Received():

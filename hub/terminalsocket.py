@@ -415,6 +415,8 @@ class TerminalSocket:
                     return await self._open(action)
                 finally:
                     self._connection.end_work()
+            case brain.TellRefusedRules(refused):
+                log.warning("%s does not take the rules to scan with (%r): %r", self, refused.reason, refused.detail)
             case brain.SendDevices(request):
                 assert self.terminal is not None
                 self.devices_revision = self._services.devices.whole_list(self, self.terminal.account_id, request)

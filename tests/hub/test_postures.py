@@ -1,5 +1,6 @@
 """Postures as the hub keeps and judges them: in the session what is refused, in the store what follows."""
 
+import asyncio
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,8 +12,13 @@ from hub.app import Hub
 from hub.records import ENDED, RulesObject, StandingFound, Terminal
 from hub.session import Close, Session
 from protocol import codec, keys, limits, messages
-from protocol.errors import RefusedError
+from protocol.errors import BadDataError, RefusedError
+from tests.harness.fleets import until
+from tests.harness.hubs import running_hub
+from tests.harness.raw import raw_terminal
 from tests.hub.rooms import add_account, add_terminal, open_rooms, publish
+from tests.hub.test_objects import flip_bit
+from tests.hub.test_scrub import file_of
 from tests.hub.test_session import DEVICE_KEY, HUB_KEY, challenged, feed, hear, login, opened, said, serving, terminal
 
 RULES: Final = RulesObject(digest=b"R" * 32)
@@ -90,6 +96,22 @@ def test_rules_that_are_refused_broken_or_never_taken_hold_nothing_up(end: brain
     assert actions[-1] == brain.Claim()
     assert not [one for one in said(actions) if isinstance(one, messages.PostureRequest)]
     assert not [one for one in actions if isinstance(one, brain.Report)]
+
+
+async def test_rules_that_a_terminal_does_not_take_are_a_line_of_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with asyncio.timeout(10), running_hub(tmp_path, posture_targets="report") as hub:
+        await hub.add_account("ada")
+        await until(lambda: hub.hub.handed_rules.current is not None)
+        async with raw_terminal(hub) as enrolled:
+            await enrolled.enrol("ada")
+        async with raw_terminal(hub, like=enrolled) as one:
+            await one.login()
+            rules = await one.hear(messages.Rules)
+            await one.say(messages.Refused(delivery=rules.delivery, reason="bad-rules", detail="line 1\nis wrong"))
+            await until(lambda: "does not take the rules" in caplog.text)
+    assert "('bad-rules'): 'line 1\\nis wrong'" in caplog.text
 
 
 def test_a_good_report_is_kept_and_another_answer_to_the_same_request_too() -> None:
@@ -294,6 +316,11 @@ async def test_without_the_report_a_hub_requires_a_role_is_refused_and_the_rules
         scan = (await hub.accounts.standing(target.terminal_id)).scan
         assert scan is not None
         assert hub.objects.is_there(scan.digest)
+        flip_bit(file_of(hub, scan.digest.hex(), "pack"), 80)
+        with pytest.raises(BadDataError):
+            b"".join(hub.objects.read_whole(scan.digest))
+        await hub.handed_rules.look()
+        assert b"".join(hub.objects.read_whole(scan.digest)), "what was damaged is stored again without a restart"
         await save(hub, target, rules=scan.digest)
         found_then = await hub.accounts.standing(target.terminal_id)
         assert (found_then.standing, found_then.scan) == (WELL, None)

@@ -112,7 +112,7 @@ async def test_check_goes_through_a_running_hub_and_in_process_and_tells_how_far
     in_process = await ask(settings, "check", {})
     assert json.loads(json.dumps(in_process)) == running
     assert running["sound"] and running["objects"] == 1
-    assert (tmp_path / "hub" / RECORD_NAME).exists()
+    assert (tmp_path / "hub" / RECORD_NAME).stat().st_mode & 0o777 == 0o600, "as everything there"
     assert caplog.records == []
 
 
