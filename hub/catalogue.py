@@ -103,7 +103,7 @@ class Catalogue:
 
         async with self._placing:
             await self._store.transaction(place)  # before anything is stored, and once more with the rows
-            stored = await asyncio.to_thread(self._objects.add, path, digest)
+            stored = await self._add_object(path, digest)
             self._scanned[digest] += 1
         try:
             said = await self._scan_new(digest, name)
@@ -113,6 +113,16 @@ class Catalogue:
         finally:
             self._scanned -= Counter((digest,))  # which also forgets what is at 0
             await asyncio.shield(self._drop_unnamed(digest))  # whatever came of it, also when whoever asked has gone
+
+    async def _add_object(self, path: Path, digest: bytes) -> StoredObject:
+        """Store a file, holding `_placing`. The thread goes on when whoever asked has gone: its object is removed."""
+        adding = asyncio.create_task(asyncio.to_thread(self._objects.add, path, digest))
+        try:
+            return await asyncio.shield(adding)
+        except asyncio.CancelledError:
+            await asyncio.gather(adding, return_exceptions=True)
+            await self._remove_unnamed(digest)
+            raise
 
     async def _scan_new(self, digest: bytes, name: str) -> list[EngineVerdict]:
         """Have a stored object scanned, unless it is in the catalogue: then its verdict stands there."""
@@ -128,8 +138,11 @@ class Catalogue:
     async def _drop_unnamed(self, digest: bytes) -> None:
         """Remove an object if nothing names it, unless somebody else is publishing the same bytes now."""
         async with self._placing:
-            if not self._scanned[digest] and not await self._has_row("object", digest):
-                await asyncio.to_thread(self._objects.remove, digest)
+            await self._remove_unnamed(digest)
+
+    async def _remove_unnamed(self, digest: bytes) -> None:
+        if not self._scanned[digest] and not await self._has_row("object", digest):
+            await asyncio.to_thread(self._objects.remove, digest)
 
     async def _refuse_withheld(self, digest: bytes, entry: Entry, said: list[EngineVerdict], actor: str) -> None:
         """Raise RefusedError for an object in which something was found, and write that down."""

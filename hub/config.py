@@ -192,13 +192,18 @@ def _check_scan(settings: Settings) -> None:
             hint="For example unix:/run/clamav/clamd.ctl or 127.0.0.1:3310.",
         )
     try:
-        has_words = bool(shlex.split(settings.scan_command))
+        words = shlex.split(settings.scan_command)
     except ValueError:
-        has_words = False
-    if settings.scan_command and not has_words:
+        words = []
+    if settings.scan_command and not words:
         raise UsageError(
             f"The setting scan_command is wrong: {settings.scan_command!r} is no command line.",
             hint='For example "/usr/local/bin/check {file}".',
+        )
+    if words and "/" in words[0] and not words[0].startswith("/"):  # it runs in another folder than the hub
+        raise UsageError(
+            f"The setting scan_command is wrong: {words[0]!r} is no absolute path.",
+            hint="Give its whole path, or only a name that PATH has.",
         )
 
 

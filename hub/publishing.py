@@ -101,7 +101,7 @@ def publish(
         click.echo(json.dumps(results, indent=2))
     if is_interrupted:
         sys.exit(130)
-    if any("error" in result for result in results):
+    if any("error" in result or result["verdict"] in ("infected", "suspicious") for result in results):
         sys.exit(1)
 
 

@@ -194,7 +194,9 @@ class Rescans:
 
         change = await self._store.transaction(body)
         if change is not None and change.before != change.after:
-            log.warning("installer %s was %s and is %s %s", digest.hex(), change.before, change.after, change.finding)
+            level = logging.INFO if change.after == "clean" else logging.WARNING
+            why = f": {change.finding}" if change.finding else ""
+            log.log(level, "%s was %s and is %s%s", change.installer, change.before, change.after, why)
 
     async def _settle_these(self, rows: list[Row], transaction: Transaction) -> None:
         for row in rows:

@@ -97,20 +97,25 @@ class YaraEngine:
         self._ignored = frozenset(ignored)
         self._reading = threading.Lock()
         self._rules: RuleSet | None = None
+        self._gone = threading.Event()
 
     def rules(self) -> RuleSet:
         """Return the rule set. Blocking; raises UnavailableError where there is none that works."""
         with self._reading:
             if self._rules is None:
-                self._rules = _read(self._folder)
+                self._rules = _read(self._folder, self._gone)
             return self._rules
+
+    def close(self) -> None:
+        """Have rules that are being compiled waited for no more."""
+        self._gone.set()
 
     def reload(self) -> bool:
         """Read the rules anew and return whether they changed; wrong ones are told and change nothing. Blocking."""
         with self._reading:
             before = self._rules
             try:
-                self._rules = _read(self._folder)
+                self._rules = _read(self._folder, self._gone)
             except UnavailableError as error:
                 log.error("the rules are kept as they were: %s", error)
                 return False
@@ -132,9 +137,9 @@ class YaraEngine:
         return _yara_verdict(scanned, version, self._ignored)
 
 
-def _read(folder: Path) -> RuleSet:
+def _read(folder: Path, gone: threading.Event) -> RuleSet:
     try:
-        return read_rules(folder)
+        return read_rules(folder, gone)
     except UsageError as error:
         raise UnavailableError(error.message, hint=error.hint, code=NOT_SCANNED) from None
     except OSError as error:
@@ -414,7 +419,9 @@ class Scanning:
         return self.yara is not None and await asyncio.to_thread(self.yara.reload)
 
     def close(self) -> None:
-        """Let go of the threads; what is being scanned is not waited for."""
+        """Let go of the threads; what is being scanned or compiled is not waited for."""
+        if self.yara is not None:
+            self.yara.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _scan(self, digest: bytes, name: str, engines: Sequence[Engine], gone: threading.Event) -> list[EngineVerdict]:

@@ -20,11 +20,12 @@ _INSTALLERS_PER_PAGE: Final = 200
 
 
 class Change(Struct, frozen=True):
-    """What became of an installer's verdict, and why it is what it is now."""
+    """What became of the verdict of `installer` (its program, version and file name), and why it is that now."""
 
     before: Verdict
     after: Verdict
     finding: str
+    installer: str
 
     @property
     def is_withdrawn(self) -> bool:
@@ -54,7 +55,8 @@ async def settle(transaction: Transaction, installer: Row, engines: Iterable[str
     finding = finding[: limits.TEXT_CHARACTERS]
     if (verdict, finding) != (installer["verdict"], installer["finding"]):
         await transaction.rows("set_verdict", digest=installer["digest"], verdict=verdict, finding=finding)
-    return Change(installer["verdict"], verdict, finding)
+    name = f"{installer['program_id']} {installer['version']} ({installer['file_name']})"
+    return Change(installer["verdict"], verdict, finding, name)
 
 
 def engine_verdict(row: Row) -> EngineVerdict:

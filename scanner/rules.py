@@ -6,6 +6,7 @@ rule set is one YARA source that any implementation can compile, and equal folde
 
 import hashlib
 import re
+import threading
 from pathlib import Path
 from typing import Final
 
@@ -29,15 +30,15 @@ class RuleSet(Struct, frozen=True, kw_only=True):
     compiled: bytes
 
 
-def read_rules(folder: Path = STARTER_SET) -> RuleSet:
-    """Read and compile the rules in `folder`. Blocking.
+def read_rules(folder: Path = STARTER_SET, gone: threading.Event | None = None) -> RuleSet:
+    """Read and compile the rules in `folder`; ends soon once `gone` is set. Blocking.
 
     Raises UsageError for a folder that cannot be read, has no rules, more than `limits.RULES_BYTES`, or rules that are
-    wrong (file and line are said); UnavailableError where the engine does not work here.
+    wrong (file and line are said); UnavailableError where the engine does not work here or `gone` is set.
     """
     source = _source(folder)
     try:
-        compiled = compile_counted(source)
+        compiled = compile_counted(source, gone)
     except UsageError as error:
         raise UsageError(
             f"{folder}: {_told_by_file(error.message, source)}", hint=error.hint, code=error.code
@@ -72,14 +73,18 @@ def _told_by_file(message: str, source: bytes) -> str:
     """Return what the compiler says with the lines as the files count them."""
     lines = source.decode(errors="replace").split("\n")
 
-    def place(match: re.Match[str]) -> str:
-        number = int(match[1])
-        starts = [at for at, line in enumerate(lines[:number]) if line.startswith(_FILE_LINE)]
-        if not starts:
-            return match[0]
-        return f"{lines[starts[-1]].removeprefix(_FILE_LINE)}:{number - starts[-1] - 1}:"
+    def start_of(number: int) -> int:
+        return max((at for at, line in enumerate(lines[:number]) if line.startswith(_FILE_LINE)), default=-1)
 
-    return re.sub(r"line:(\d+):", place, message)
+    def place(match: re.Match[str]) -> str:
+        number, start = int(match[1]), start_of(int(match[1]))
+        return f"{lines[start].removeprefix(_FILE_LINE)}:{number - start - 1}:" if start >= 0 else match[0]
+
+    def in_gutter(match: re.Match[str]) -> str:
+        number = int(match[1]) - start_of(int(match[1])) - 1
+        return f"{number or '':>{len(match[1])}} |"  # 0 is the line that names the file
+
+    return re.sub(r"^ *(\d+) +\|", in_gutter, re.sub(r"line:(\d+):", place, message), flags=re.MULTILINE)
 
 
 def _shown(name: str) -> str:

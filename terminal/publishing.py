@@ -56,7 +56,7 @@ async def _publish(place: Place, files: tuple[Path, ...], options: dict[str, str
                     break
     if place.as_json:
         place.show({"files": rows}, "")
-    published = sum("error" not in row for row in rows)
+    published = sum("error" not in row and row["verdict"] not in ("infected", "suspicious") for row in rows)
     if published == len(files):
         return ExitCode.DONE
     return ExitCode.PARTLY if published else ExitCode.FAILED

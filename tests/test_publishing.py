@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 import tomllib
 from collections.abc import AsyncIterator
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from hub.admin import ask
+from hub.store import Transaction
 from protocol import limits, messages
 from protocol.device import DeviceInfo
 from protocol.errors import BadFileError, ConflictError, LockstepError, RefusedError, UnavailableError
@@ -209,6 +211,25 @@ async def test_a_publish_that_is_given_up_says_what_may_come_of_it_all_the_same(
 async def publish(folder: StateFolder, *arguments: str | Path) -> int:
     """Run `lockstep-terminal publish`, which has a loop of its own, and return its exit code."""
     return await asyncio.to_thread(cli.run_command, ["publish", *map(str, arguments), "--state", str(folder.path)])
+
+
+async def test_what_was_withdrawn_is_no_success_and_what_is_held_is_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = make_installer(tmp_path, "deb", size=5_000)
+    async with builder(tmp_path) as (hub, folder):
+        for verdict, code in (("not-scanned", 0), ("suspicious", 1), ("infected", 1), ("clean", 0)):
+
+            async def settled(transaction: Transaction, verdict: str = verdict) -> None:
+                for row in await transaction.rows("installers_after", after=b"", count=1):
+                    await transaction.rows("set_verdict", digest=row["digest"], verdict=verdict, finding="why")
+
+            assert await publish(folder, path) == 0
+            await hub.hub.store.transaction(settled)
+            capsys.readouterr()
+            assert await publish(folder, path, "--json") == code
+            assert json.loads(capsys.readouterr().out)["files"][0]["verdict"] == verdict
+            await hub.hub.store.transaction(functools.partial(settled, verdict="clean"))
 
 
 # --- refusals -----------------------------------------------------------------------------------------------------

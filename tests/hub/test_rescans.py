@@ -18,6 +18,7 @@ from hub.rescans import FAILED_AGAIN_SECONDS
 from hub.store import Row, Transaction
 from protocol import messages
 from protocol.messages import Sync, Undo
+from tests.harness.fleets import until
 from tests.harness.hubs import running_hub
 from tests.harness.installers import make_installer
 from tests.harness.raw import RawTerminal, raw_terminal
@@ -385,6 +386,26 @@ async def test_a_hub_that_runs_scans_by_itself_what_nobody_has_scanned(tmp_path:
                 await asyncio.sleep(0.02)
 
 
+async def test_a_command_that_is_not_there_is_in_the_log_as_an_engine_that_is_down(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running_hub(tmp_path, scan_command="/nope {file}"):
+        await until(lambda: "the scan engine is down, so nothing new is clean: command: /nope" in caplog.text)
+
+
+async def test_what_becomes_clean_is_told_by_its_name_and_is_no_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    async with open_rooms(tmp_path, scan_command="/nowhere/check") as rooms:
+        await publish_text(rooms, tmp_path)
+    async with open_rooms(tmp_path, scan_command="/bin/true") as hub:
+        await hub.rescans.look(resting=False)
+    (told,) = [one for one in caplog.records if "is clean" in one.getMessage()]
+    assert told.getMessage() == "hello 1.0 (hello_1.0_all.deb) was not-scanned and is clean"
+    assert told.levelname == "INFO"
+
+
 # --- the command line -----------------------------------------------------------------------------------------------
 
 
@@ -407,7 +428,9 @@ def test_the_command_line_shows_verdicts_and_has_everything_scanned_again(
     assert "1 installers were scanned again" in operator(tmp_path, "verdicts", "rescan")
     shown = operator(tmp_path, "verdicts", "--infected")
     assert "INFECTED: hello 1.0 (hello_1.0_all.deb): yara-x: Fox in hello_1.0_all.deb" in shown
-    assert "infected, so nobody gets it" in operator(tmp_path, "publish", str(path))
+    withdrawn = CliRunner().invoke(main, ["publish", str(path), "--data", str(tmp_path / "hub")])
+    assert "infected, so nobody gets it" in withdrawn.output
+    assert withdrawn.exit_code == 1
     assert '"verdict": "infected"' in operator(tmp_path, "verdicts", "--json")
 
 
@@ -424,3 +447,5 @@ def test_the_command_line_says_that_nobody_scans_and_that_an_engine_is_down(
     shown = operator(tmp_path, "publish", str(second))
     assert "It is not scanned, so nobody gets it yet: clamd:" in shown
     assert "tried again by itself" in shown
+    monkeypatch.setenv("LOCKSTEP_HUB_SCAN_COMMAND", "/nope {file}")
+    assert "command: DOWN: command: /nope is not there, or may not be started" in operator(tmp_path, "verdicts")

@@ -19,10 +19,12 @@ import pytest
 from hub.admin import ask
 from hub.catalogue import PublishOptions
 from hub.config import Settings, load_settings
+from hub.records import StoredObject
 from hub.scanning import ClamdEngine, CommandEngine, Engine, EngineVerdict, YaraEngine, worst
 from hub.store import Row, Transaction
 from protocol import messages
-from protocol.errors import RefusedError, UsageError
+from protocol.errors import RefusedError, UnavailableError, UsageError
+from scanner import yara
 from tests.harness.fleets import until
 from tests.harness.hubs import HubProcess, running_hub
 from tests.harness.installers import make_installer
@@ -396,6 +398,43 @@ async def test_a_publish_that_is_given_up_while_its_file_is_scanned_leaves_nothi
         assert hub.objects.digests() == set()
 
 
+async def test_a_publish_that_is_given_up_while_its_file_is_stored_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, release = threading.Event(), threading.Event()
+    async with open_rooms(tmp_path) as hub:
+        add = hub.objects.add
+
+        def slow(path: Path, digest: bytes) -> StoredObject:
+            begun.set()
+            assert release.wait(20)
+            return add(path, digest)
+
+        monkeypatch.setattr(hub.objects, "add", slow)
+        task = asyncio.create_task(hub.catalogue.publish(make_installer(tmp_path, "deb"), PublishOptions()))
+        assert await asyncio.to_thread(begun.wait, 20)
+        task.cancel()
+        await asyncio.sleep(0)  # the thread is told of it, and only then goes on
+        release.set()
+        assert isinstance((await asyncio.gather(task, return_exceptions=True))[0], asyncio.CancelledError)
+        assert hub.objects.file_names() == []
+
+
+async def test_rules_that_are_being_compiled_are_not_waited_for_when_a_hub_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(yara, "python_command", lambda *_: ["/bin/sleep", "60"])
+    async with open_rooms(tmp_path) as hub:
+        assert hub.scanning.yara is not None
+        reading = asyncio.create_task(hub.scanning.rules_version(hub.scanning.yara))
+        await until(hub.scanning.yara._reading.locked)
+        hub.scanning.close()
+        started = time.monotonic()
+        with pytest.raises(UnavailableError, match="nobody waits"):
+            await reading
+        assert time.monotonic() - started < 10.0
+
+
 async def test_rules_for_which_the_disk_has_no_room_are_an_engine_that_is_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -436,6 +475,11 @@ def test_a_wrong_command_line_is_a_wrong_setting() -> None:
     with pytest.raises(UsageError, match="scan_command"):
         load_settings(None, {"scan_command": "check 'open"}, {})
     assert load_settings(None, {"scan_command": "check 'a b'"}, {}) == Settings(scan_command="check 'a b'")
+
+
+def test_a_command_by_a_relative_path_is_a_wrong_setting_as_it_runs_in_another_folder() -> None:
+    with pytest.raises(UsageError, match=r"'\./check' is no absolute path"):
+        load_settings(None, {"scan_command": "./check {file}"}, {})
 
 
 async def test_an_infected_upload_is_refused_with_the_finding_and_leaves_nothing(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import resource
 import struct
 import subprocess
@@ -369,6 +370,17 @@ def test_wrong_rules_are_told_by_file_and_line(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"b\.yar:2:26") as caught:
         read_rules(tmp_path)
     assert caught.value.code == "bad-rules"
+
+
+def test_the_lines_shown_beside_the_source_are_those_of_its_file(tmp_path: Path) -> None:
+    (tmp_path / "a.yar").write_text("\n" * 60 + "rule fine { condition: true }\n")
+    (tmp_path / "own.yar").write_text("rule broken { condition: nothing }\n")
+    with pytest.raises(UsageError, match=r"own\.yar:1:26\n +\|\n +1 \| rule broken"):
+        read_rules(tmp_path)
+    (tmp_path / "own.yar").write_text("\nrule fine { condition: true }\n")
+    with pytest.raises(UsageError) as caught:
+        read_rules(tmp_path)
+    assert re.findall(r"^ *(\d+) \| rule", caught.value.message, re.MULTILINE) == ["61", "2"]
 
 
 def test_a_folder_that_is_not_there_or_without_rules_is_wrong_usage(tmp_path: Path) -> None:
