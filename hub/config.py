@@ -145,7 +145,7 @@ def _wanted(name: str) -> str:
     kind = next(field.type for field in fields if field.name == name)
     match kind:
         case inspect.LiteralType(values=values):
-            return " or ".join(str(value) for value in sorted(values))
+            return " or ".join(sorted(str(value) for value in values))
         case inspect.BoolType():
             return "true or false"
         case inspect.IntType(ge=least, le=most):
