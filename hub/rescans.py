@@ -128,6 +128,8 @@ class Rescans:
     async def _reload(self) -> None:
         if await self._scanning.reload():
             log.info("the scan rules have changed; everything is scanned again")
+        else:
+            log.info("the scan rules were asked to be read again: those in use have not changed")
 
     async def _say_what_is_held(self) -> None:
         if not self._scanning.engines:

@@ -87,6 +87,24 @@ async def test_after_sighup_new_connections_get_the_new_certificate_and_old_ones
                 pass
 
 
+async def test_sighup_leaves_a_line_where_nothing_has_changed(tmp_path: Path) -> None:
+    await add_account(tmp_path / "hub-data")
+    async with HubProcess(tmp_path / "hub-data") as hub:
+        await told_to_reload(hub, "the scan rules")  # a hub that has only just started reads them for the first time
+        await told_to_reload(hub, "those in use have not changed")
+
+
+async def test_a_certificate_of_no_use_leaves_no_data_folder_behind(tmp_path: Path) -> None:
+    (tmp_path / "hub.crt").write_text("not a certificate")
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "hub", "serve", "--listen", "127.0.0.1:0", "--data", str(tmp_path / "new"),
+        "--tls-cert", str(tmp_path / "hub.crt"), "--tls-key", str(tmp_path / "hub.crt"), stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    _, errors = await asyncio.wait_for(process.communicate(), 20)
+    assert process.returncode == 1 and b"The TLS certificate or key cannot be used" in errors
+    assert not (tmp_path / "new").exists()
+
+
 def _copy(path: Path) -> Path:
     copy = path.with_name("old.crt")
     copy.write_bytes(path.read_bytes())
