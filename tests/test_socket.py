@@ -245,7 +245,7 @@ async def test_a_replayed_login_is_refused(tmp_path: Path, caplog: Logs) -> None
 async def test_a_wrong_password_and_an_unknown_account_get_the_same_answer(
     account: str, password: str, tmp_path: Path, caplog: Logs
 ) -> None:
-    async with quiet_hub(tmp_path, caplog) as (hub, _), raw_terminal(hub) as stranger:
+    async with quiet_hub(tmp_path, caplog, lines=2) as (hub, _), raw_terminal(hub) as stranger:
         await stranger.hello()
         await stranger.say(stranger.enrol_message(account, password=password))
         code, _, heard = await stranger.closed()
