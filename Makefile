@@ -25,7 +25,7 @@ serve: $(VENV)/runtime ## run a hub on 127.0.0.1:8765 with its data in ./lockste
 
 test: $(VENV)/development check ## everything CI runs: format, lint, types, tests
 	@sh tests/tools.sh
-	$(BIN)/python -m pytest -n 2 $(ARGUMENTS)
+	$(BIN)/python -m pytest -n 3 --dist worksteal $(ARGUMENTS)
 
 test-formats: $(VENV)/development ## read real, built, stand-in and damaged installers of every format (CASES=4000 SEED=1)
 	@sh tests/tools.sh formats

@@ -8,6 +8,7 @@ pairs="dpkg-deb:dpkg aapt:aapt aapt2:aapt apksigner:apksigner zipalign:zipalign 
     clamd:clamav-daemon"
 [ "$1" = formats ] && pairs="$pairs npm:npm java:default-jre-headless zip:zip unzip:unzip exiftool:libimage-exiftool-perl
     flatpak:flatpak bsdtar:libarchive-tools mksquashfs:squashfs-tools"
+PATH="$PATH:/usr/sbin" # where nginx and clamd are
 missing=""
 for pair in $pairs; do
     command -v "${pair%%:*}" >/dev/null 2>&1 || missing="$missing ${pair##*:}"

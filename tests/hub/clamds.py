@@ -1,5 +1,6 @@
 """The real clamd for tests: its own configuration, one local signature, a unix socket and a port of its own."""
 
+import os
 import shutil
 import socket
 import subprocess
@@ -13,7 +14,8 @@ import pytest
 
 from tests.scanner.patterns import EICAR
 
-NEEDED: Final = pytest.mark.skipif(shutil.which("clamd") is None, reason="needs clamd (sh tests/tools.sh)")
+_CLAMD: Final = shutil.which("clamd", path=f"{os.environ['PATH']}:/usr/sbin")
+NEEDED: Final = pytest.mark.skipif(_CLAMD is None, reason="needs clamd (sh tests/tools.sh)")
 SIGNATURE: Final = "Lockstep.Test.Eicar"
 STREAM_BYTES: Final = 1 << 20
 _START_SECONDS: Final = 30.0
@@ -42,7 +44,8 @@ class Clamd:
 
     def start(self) -> None:
         """Start it and wait until it listens on both."""
-        command = ["clamd", "--config-file", str(self._folder / "clamd.conf")]
+        assert _CLAMD is not None
+        command = [_CLAMD, "--config-file", str(self._folder / "clamd.conf")]
         log = (self._folder / "clamd.log").open("wb")
         with log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
