@@ -26,19 +26,25 @@ WITHIN_SECONDS = 5.0
 FINDING = messages.FindingRow(program="hello", file="bin/hello", rule="eicar")
 
 
+async def two_logged_in(hub: RunningHub, stack: AsyncExitStack) -> tuple[RawTerminal, RawTerminal]:
+    """Two terminals of ada's, "Asks" and "Target", that are logged in and receive until the stack is left."""
+    both = []
+    for name in ("Asks", "Target"):
+        async with raw_terminal(hub) as enrolling:
+            await enrolling.enrol("ada", name=name)
+        terminal = await stack.enter_async_context(raw_terminal(hub, like=enrolling))
+        await terminal.login()
+        both.append(terminal)
+    return both[0], both[1]
+
+
 @asynccontextmanager
 async def account_of_two(tmp_path: Path, **settings: Any) -> AsyncIterator[tuple[RunningHub, RawTerminal, RawTerminal]]:
     """A hub, and an account with two terminals that are logged in and receive: "Asks" and "Target"."""
     async with running_hub(tmp_path, **settings) as hub, AsyncExitStack() as stack:
         await hub.add_account("ada")
-        both = []
-        for name in ("Asks", "Target"):
-            async with raw_terminal(hub) as enrolling:
-                await enrolling.enrol("ada", name=name)
-            terminal = await stack.enter_async_context(raw_terminal(hub, like=enrolling))
-            await terminal.login()
-            both.append(terminal)
-        yield hub, both[0], both[1]
+        asks, target = await two_logged_in(hub, stack)
+        yield hub, asks, target
 
 
 async def command(hub: RunningHub, words: str, **arguments: Any) -> Any:
@@ -423,14 +429,8 @@ async def hub_that_requires(tmp_path: Path) -> AsyncIterator[tuple[RunningHub, R
     async with running_hub(tmp_path, **demands) as hub, AsyncExitStack() as stack:
         await hub.add_account("ada")
         await until(lambda: hub.hub.handed_rules.current is not None)
-        both = []
-        for name in ("Asks", "Target"):
-            async with raw_terminal(hub) as enrolling:
-                await enrolling.enrol("ada", name=name)
-            terminal = await stack.enter_async_context(raw_terminal(hub, like=enrolling))
-            await terminal.login()
-            both.append(terminal)
-        yield hub, both[0], both[1]
+        asks, target = await two_logged_in(hub, stack)
+        yield hub, asks, target
 
 
 async def test_a_terminal_gets_the_rules_whole_reports_and_then_it_may(tmp_path: Path) -> None:
